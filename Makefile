@@ -1,0 +1,82 @@
+# make demo   synthetic volumes with masks, from the shipped weights, into demo/
+# make test   the quick tests;  make test-slow   the others
+#
+# Settings:  PYTHON=python3.12  another interpreter for the environment
+#            VENV=.venv         where the environment is made
+#            PIP_ARGS=...       more options for pip install, for instance another package index
+#            PYTEST_ARGS=...    more options for pytest, for instance -k insertion
+
+PYTHON ?= python3
+VENV ?= .venv
+DEMO ?= demo
+PIP_ARGS ?=
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+INSTALL = $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
+DECLARED := setup.cfg setup.py pyproject.toml constraints.txt
+
+# Plots need no screen, and MONAI's and others' libraries need not report their use.
+export MPLBACKEND := Agg
+export DO_NOT_TRACK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow lint typecheck format wheel clean distclean
+
+help:
+	@echo "make demo       4 pairs from each bundle and one insertion, into $(DEMO)/"
+	@echo "make test       lint and the quick tests"
+	@echo "make test-slow  the slow and the integration tests"
+	@echo "make lint       ruff: rules and format        make format     let ruff put them right"
+	@echo "make typecheck  mypy on medvae3d/             make wheel      build into dist/"
+	@echo "make clean      delete caches and the demo    make distclean  delete $(VENV)/ as well"
+
+install: $(VENV)/.installed
+
+# A half-made environment has no stamp, so that the next call mends it.
+$(VENV)/.installed: $(DECLARED)
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14))' || { \
+	  echo "medvae3d needs Python 3.10 to 3.13; $(PYTHON) is `$(PYTHON) --version 2>&1`." >&2; \
+	  echo "Name another one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo "$(PYTHON) cannot make a virtual environment: its venv or ensurepip module is missing." >&2; \
+	  echo "On Debian and Ubuntu: sudo apt install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(INSTALL) -e '.[test,dev]'
+	@touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/medvae3d demo --out $(DEMO)
+
+# One thread: the quick tests work on small tensors, where a second thread costs more than it gives.
+test: export OMP_NUM_THREADS ?= 1
+test: lint
+	$(BIN)/python -m pytest -m "not slow and not integration" $(PYTEST_ARGS)
+
+test-slow: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m "slow or integration" $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+typecheck: $(VENV)/.installed-dev
+	$(BIN)/mypy
+
+wheel: $(VENV)/.installed-dev
+	$(BIN)/python -m build
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache $(DEMO)
+	find medvae3d tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)

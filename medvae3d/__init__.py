@@ -1,0 +1,48 @@
+"""Synthetic 3D medical volumes with their lesion masks, from variational autoencoders.
+
+A bundle holds a trained model; it generates samples, and each sample is an image, its mask, the
+grid they lie on and a record of how they were made::
+
+    bundle = medvae3d.load_bundle("sts_petct_hvae")
+    for sample in bundle.generate(count=4, seed=20):
+        ...
+
+Names are looked up when they are first used, so that ``import medvae3d`` does not load torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from medvae3d.apps.bundle import load_bundle as load_bundle
+
+    __version__: str
+
+__all__ = ["__version__", "load_bundle"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load_bundle":
+        from medvae3d.apps.bundle import load_bundle
+
+        value: Any = load_bundle
+    elif name == "__version__":
+        value = _version()
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _version() -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version("medvae3d")
+    except metadata.PackageNotFoundError:  # a source tree on the path, not installed
+        return "0+unknown"

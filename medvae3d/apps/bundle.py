@@ -1,0 +1,436 @@
+"""A bundle as an object: found by name or folder, loaded strictly, asked for samples.
+
+The command line, the bundle's own ``inference.json`` and Python all make samples through `Bundle`,
+so that the same seed gives the same bytes whichever way it is asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from monai.bundle import ConfigParser
+from torch import nn
+
+from medvae3d.data.volumes import Volume, read_mask
+from medvae3d.errors import BundleError, MedvaeError, SettingError, UnreadableFileError
+from medvae3d.models.two_stage import TwoStageModel
+from medvae3d.synthesis.conditions import VolumeRequest
+from medvae3d.synthesis.generator import Progress, Request, Sample, generate
+from medvae3d.synthesis.recipe import Recipe
+from medvae3d.synthesis.records import Provenance
+from medvae3d.synthesis.writing import write_cases
+from medvae3d.training.checkpoints import load_state
+
+RECIPE_IDS = ("channels", "labels", "spacing", "spatial_shape", "synthesis")
+PACKAGE = Path(__file__).resolve().parents[1]
+# A source checkout has them beside the package, a wheel inside of it.
+SHIPPED = (PACKAGE.parent / "bundles", PACKAGE / "_bundles")
+
+FilePath: TypeAlias = "str | Path"
+Hosts: TypeAlias = "Sequence[FilePath | Sequence[FilePath]]"
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """A trained model with all that is needed to make samples.
+
+    Attributes:
+        name: Name of its folder.
+        version: From its metadata.
+        root: Its folder.
+        recipe: What it makes.
+        network: With its weights, in evaluation mode.
+        weights_sha256: Hash of the file of weights.
+        licence: ``weights``, a name, and ``data``, a list.
+        cite: References.
+        device: Where it computes.
+    """
+
+    name: str
+    version: str
+    root: Path
+    recipe: Recipe
+    network: nn.Module = field(repr=False)
+    weights_sha256: str
+    licence: Mapping[str, Any]
+    cite: tuple[str, ...] = ()
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def provenance(self) -> Provenance:
+        """What records say of where samples come from."""
+        return Provenance(self.name, self.version, self.weights_sha256, self.licence, self.cite)
+
+    def generate(
+        self,
+        count: int,
+        seed: int = 0,
+        *,
+        start: int = 0,
+        volume_ml: VolumeRequest = None,
+        temperature: float | None = None,
+        extrapolate: bool = False,
+        mask: FilePath | Volume | None = None,
+        hosts: Hosts = (),
+        host_labels: Sequence[FilePath] = (),
+        lesions: tuple[int, int] | None = None,
+        at_mm: tuple[float, float, float] | None = None,
+        allow_overlap: bool = False,
+        progress: Progress | None = None,
+    ) -> Samples:
+        """Makes samples; what is asked for is checked at once, samples are made as they are taken.
+
+        Args:
+            count: How many.
+            seed: Seed of all of them; sample *i* depends on the seed and on *i* alone.
+            start: Index of the first.
+            volume_ml: Smallest and largest volume, of the mask (or of each lesion put into a
+                host), or of each label by name.
+            temperature: Scales the deviation of latents; that of the bundle if not given.
+            extrapolate: Whether volumes beyond the training set may be asked for.
+            mask: A mask to fill, for bundles that make the image from the mask.
+            hosts: Scans to put lesions into, a file or a list of files (one a channel) each; used
+                in turn. Without any, bundles of kind insertion draw phantom heads.
+            host_labels: Their masks, in the same order.
+            lesions: Fewest and most lesions put into a host.
+            at_mm: Where to put a lesion, in mm of the host's world.
+            allow_overlap: Whether a new lesion may overlap one that is there.
+            progress: Called after each sample with samples made, samples wanted and rejected
+                draws by reason.
+
+        Raises:
+            SettingError: If the request does not fit the bundle.
+            RangeError: If it leaves the range of the training set.
+        """
+        if isinstance(mask, (str, Path)):
+            mask = read_mask(mask, self.recipe.values, what="mask")
+        request = Request(count, seed, start, volume_ml, temperature, extrapolate, mask)
+        wanted = HostRequest(self._grouped(hosts), tuple(map(Path, host_labels)), lesions, at_mm,
+                             allow_overlap)  # fmt: skip
+        if self.recipe.synthesis.kind == "insertion" or wanted.hosts:
+            if not isinstance(self.network, TwoStageModel):
+                raise SettingError(
+                    f"{self.name} makes whole volumes from one latent and cannot put lesions into "
+                    f"a host. Leave out --host, or use a two-stage bundle."
+                )
+            return insert_all(self, self.network, request, wanted, progress)
+        if wanted != HostRequest():
+            raise SettingError(
+                f"--lesions, --at and --host-label are for lesions put into a host; {self.name} "
+                f"makes whole volumes. Give a --host, or leave them out."
+            )
+        made = generate(self.network, self.recipe, request, progress=progress, device=self.device)
+        record = {
+            "kind": self.recipe.synthesis.kind,
+            "seed": seed,
+            "options": request.options(self.recipe),
+        }
+        return self.samples(record, made)
+
+    def samples(self, run: Mapping[str, Any], made: Iterator[Sample]) -> Samples:
+        """Completes the records of samples with what only the bundle knows."""
+        provenance = self.provenance
+        complete = (replace(sample, record=provenance.complete(sample.record)) for sample in made)
+        return Samples(provenance.run(run), complete)
+
+    def write(
+        self,
+        out: FilePath,
+        count: int,
+        seed: int = 0,
+        *,
+        threads: int = 2,
+        preview: bool = True,
+        **options: Any,
+    ) -> Path:
+        """Makes samples and writes them; a further range of the same run may be added later.
+
+        Args:
+            out: Folder; see `medvae3d.synthesis.writing` for what is in it.
+            count: How many.
+            seed: Seed of all of them.
+            threads: Cases compressed and written at a time.
+            preview: Whether to draw ``preview.png``.
+            **options: As for `generate`.
+
+        Returns:
+            The folder.
+
+        Raises:
+            OutputError: If the folder holds the files of another run, or cannot be written.
+            RejectionError: If a sample was rejected too often. Whole cases made until then stay.
+        """
+        samples = self.generate(count, seed, **options)
+        write_cases(samples, out, self.recipe, samples.run, threads=threads, preview=preview)
+        return Path(out)
+
+    def _grouped(self, hosts: Hosts) -> tuple[tuple[Path, ...], ...]:
+        """One tuple of channel files a host; a flat list is cut into such groups."""
+        channels = len(self.recipe.channels)
+        if all(isinstance(host, (str, Path)) for host in hosts):
+            files = [Path(str(host)) for host in hosts]
+            if len(files) % channels:
+                raise SettingError(
+                    f"{len(files)} host files were given; {self.name} needs {channels} for each "
+                    f"host, in the order {', '.join(c.name for c in self.recipe.channels)}."
+                )
+            return tuple(tuple(files[i : i + channels]) for i in range(0, len(files), channels))
+        return tuple(
+            (Path(host),) if isinstance(host, (str, Path)) else tuple(map(Path, host))
+            for host in hosts
+        )
+
+
+class Samples(Iterator[Sample]):
+    """Samples as they are made, and what they have in common.
+
+    Args:
+        run: Bundle, weights, seed and options.
+        made: The samples.
+    """
+
+    def __init__(self, run: Mapping[str, Any], made: Iterator[Sample]) -> None:
+        self.run = run
+        self._made = made
+
+    def __next__(self) -> Sample:
+        return next(self._made)
+
+
+@dataclass(frozen=True)
+class HostRequest:
+    """What lesions are put into, and how many.
+
+    Attributes:
+        hosts: Files of each host, one a channel.
+        labels: Their masks, in the same order; none if they have none.
+        lesions: Fewest and most lesions put into a host.
+        at_mm: Where to put a lesion, in mm of the host's world.
+        allow_overlap: Whether a new lesion may overlap one that is there.
+    """
+
+    hosts: tuple[tuple[Path, ...], ...] = ()
+    labels: tuple[Path, ...] = ()
+    lesions: tuple[int, int] | None = None
+    at_mm: tuple[float, float, float] | None = None
+    allow_overlap: bool = False
+
+    def __post_init__(self) -> None:
+        if self.labels and len(self.labels) != len(self.hosts):
+            raise SettingError(
+                f"{len(self.labels)} host labels for {len(self.hosts)} hosts; give one for each "
+                f"host, in their order, or none."
+            )
+        if self.lesions is not None and not 1 <= self.lesions[0] <= self.lesions[1]:
+            raise SettingError(
+                f"lesions are {self.lesions[0]} to {self.lesions[1]}; allowed are numbers from 1 "
+                f"on, the smaller one first. Write them as LOW:HIGH."
+            )
+
+    def options(self) -> dict[str, Any]:
+        """All of it in the words of a record; files by name and size."""
+        return {
+            "lesions": self.lesions,
+            "at_mm": self.at_mm,
+            "allow_overlap": self.allow_overlap,
+            "hosts": [[_named(path) for path in host] for host in self.hosts],
+            "host_labels": [_named(path) for path in self.labels],
+        }
+
+
+def _named(path: Path) -> dict[str, Any]:
+    try:
+        return {"file": path.name, "bytes": path.stat().st_size}
+    except OSError as error:
+        raise UnreadableFileError(
+            f"host {path} cannot be read: {error.strerror}. Check the path."
+        ) from error
+
+
+# -- loading ------------------------------------------------------------------------------------
+
+
+def shipped_bundles() -> dict[str, Path]:
+    """Name and folder of the bundles that come with the package."""
+    found: dict[str, Path] = {}
+    for folder in SHIPPED:
+        for path in sorted(folder.glob("*/configs/metadata.json")):
+            found.setdefault(path.parents[1].name, path.parents[1])
+    return found
+
+
+def find_bundle(name_or_path: FilePath) -> Path:
+    """The folder of a bundle, by the name of a shipped one or by its path.
+
+    Raises:
+        BundleError: If there is none; lists those that there are.
+    """
+    shipped = shipped_bundles()
+    if str(name_or_path) in shipped:
+        return shipped[str(name_or_path)]
+    folder = Path(name_or_path)
+    if (folder / "configs").is_dir():
+        return folder.resolve()
+    raise BundleError(
+        f"{str(name_or_path)!r} is neither a shipped bundle nor the folder of one (with configs/ "
+        f"in it). Shipped are: {', '.join(sorted(shipped)) or 'none'}."
+    )
+
+
+def load_bundle(
+    name_or_path: FilePath,
+    device: str | torch.device = "cpu",
+    *,
+    weights: FilePath | None = None,
+) -> Bundle:
+    """Loads a bundle with its weights.
+
+    Args:
+        name_or_path: Name of a shipped bundle, or the folder of any.
+        device: Where to compute, such as ``cpu`` or ``cuda``.
+        weights: Other weights than its ``models/model.pt``.
+
+    Raises:
+        BundleError: If it is unknown or incomplete, or its weights do not fit its network.
+        SettingError: If the device is not there.
+    """
+    root = find_bundle(name_or_path)
+    place = _device(device)
+    config = root / "configs" / "inference.json"
+    metadata = _read_json(root / "configs" / "metadata.json")
+    parser = _parser(config, root)
+    recipe = Recipe.from_config(_content(parser, RECIPE_IDS, config), source=str(config))
+    network = _content(parser, ("network_def",), config).get("network_def")
+    if not isinstance(network, nn.Module):
+        raise BundleError(
+            f"{config} has no network under `network_def`. Add it, with a `_target_` from "
+            f"medvae3d.models.zoo."
+        )
+    path = Path(weights) if weights is not None else root / "models" / "model.pt"
+    load_weights(network, path)
+    network.eval().requires_grad_(False).to(place)
+    return Bundle(
+        name=root.name,
+        version=str(metadata.get("version", "0")),
+        root=root,
+        recipe=recipe,
+        network=network,
+        weights_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        licence=_licence(root, metadata),
+        cite=_texts(metadata.get("cite") or metadata.get("references")),
+        device=place,
+    )
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Loads a flat state dictionary that fits exactly.
+
+    Raises:
+        BundleError: If the file is missing or damaged, or is of another network.
+    """
+    state = load_state(path)
+    known = network.state_dict()
+    lacking = [key for key in known if key not in state]
+    foreign = [key for key in state if key not in known]
+    reshaped = [
+        f"{key} {tuple(getattr(state[key], 'shape', ()))} instead of {tuple(known[key].shape)}"
+        for key in known
+        if key in state and getattr(state[key], "shape", None) != known[key].shape
+    ]
+    faults = {"lacks": lacking, "has no place for": foreign, "has other sizes": reshaped}
+    if any(faults.values()):
+        said = "; ".join(
+            f"it {verb} {', '.join(keys[:3])}{f' and {len(keys) - 3} more' * (len(keys) > 3)}"
+            for verb, keys in faults.items()
+            if keys
+        )
+        raise BundleError(
+            f"{path} holds the weights of another network than network_def: {said}. Restore the "
+            f"weights of this bundle, or the settings that they were trained with."
+        )
+    network.load_state_dict(state, strict=True)
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise SettingError(
+            f"device {str(device)!r} cannot be used ({reason}). Use cpu, or cuda where there is a "
+            f"GPU."
+        ) from error
+    return place
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BundleError(
+            f"{path} does not exist; a bundle needs it. Restore it, or check the path."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} cannot be read as JSON: {error}. Restore the file.") from error
+    if not isinstance(content, dict):
+        raise BundleError(f"{path} holds a {type(content).__name__}; expected names with values.")
+    return content
+
+
+def _parser(config: Path, root: Path) -> ConfigParser:
+    parser = ConfigParser(_read_json(config))
+    parser["bundle_root"] = str(root)
+    return parser
+
+
+def _content(parser: ConfigParser, ids: Sequence[str], config: Path) -> dict[str, Any]:
+    """Resolved values of those identifiers that there are."""
+    found = {}
+    for key in ids:
+        if parser.get(key) is None:
+            continue
+        try:
+            found[key] = parser.get_parsed_content(key)
+        except MedvaeError:
+            raise
+        except Exception as error:  # a configuration may call anything
+            cause = error.__cause__ or error
+            raise BundleError(
+                f"{config}: `{key}` cannot be made ({type(cause).__name__}: {cause}). Correct it, "
+                f"or install the version of medvae3d that the bundle was made with."
+            ) from error
+    return found
+
+
+def _licence(root: Path, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Terms of the weights and of the data they were trained on, as the bundle states them."""
+    weights = metadata.get("licence") or metadata.get("license")
+    if not weights:
+        lines = _lines(root / "LICENSE")
+        weights = " ".join(lines[:2]) if lines else "not stated"
+    data = _texts(metadata.get("data_licence") or metadata.get("data_license"))
+    if not data:
+        lines = _lines(root / "docs" / "data_license.txt")
+        data = tuple(line for line in lines if re.match(r"\d+[.)]", line)) or tuple(lines[:3])
+    return {"weights": str(weights), "data": list(data)}
+
+
+def _lines(path: Path) -> list[str]:
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if not value:
+        return ()
+    return (value,) if isinstance(value, str) else tuple(str(each) for each in value)

@@ -1,0 +1,298 @@
+"""MONAI data lists: the cases that training, evaluation and checks read.
+
+A data list is a JSON file with the splits ``training``, ``validation`` and ``testing``; each entry
+has an ``image`` (one file, or one a channel), a ``label``, or both, and any further keys.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medvae3d.data.volumes import write_bytes
+from medvae3d.errors import DataListError, UnreadableFileError
+
+SPLITS = ("training", "validation", "testing")
+# nnU-Net and the Decathlon say "test", and list images alone there.
+SPLIT_ALIASES = {"test": "testing", "val": "validation", "train": "training"}
+VOLUME_SUFFIXES = (".nii.gz", ".nii")
+# What may follow the last underscore of a file name without being part of the case.
+FILE_WORDS = re.compile(
+    r"(flair|t1|t2|mrt1|mrt2|t1c|t1ce|t1gd|t1n|t1post|t1w|t2f|t2w|pd|pdw|dwi|adc|trace|swi|asl"
+    r"|mr|mri|ct|pet|suv|img|image|brain|head|seg|mask|label|labels|lesion|lesions|gtv|roi|gt)",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case of a data list.
+
+    Attributes:
+        image: Files of the channels, in order; none for a case that is a mask alone.
+        label: File of the mask, if there is one.
+        subject: The patient; cases of one patient belong into one split.
+        split: ``training``, ``validation`` or ``testing``.
+        extra: Further keys of the entry; those that name volumes hold paths.
+    """
+
+    image: tuple[Path, ...]
+    label: Path | None
+    subject: str
+    split: str
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Short name of the case, from its files."""
+        return str(self.extra["case"]) if "case" in self.extra else _name(self.files)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Image files and label file."""
+        return self.image if self.label is None else (*self.image, self.label)
+
+
+@dataclass(frozen=True)
+class DataList:
+    """The cases of a data list.
+
+    Attributes:
+        cases: All cases, in the order of the file.
+        root: Folder that relative paths start from.
+        info: Everything in the file that is no split: name, licence, labels.
+        path: The file, if it was read from one.
+    """
+
+    cases: tuple[Case, ...]
+    root: Path
+    info: Mapping[str, Any] = field(default_factory=dict)
+    path: Path | None = None
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __iter__(self) -> Iterator[Case]:
+        return iter(self.cases)
+
+    def split(self, name: str) -> tuple[Case, ...]:
+        """The cases of one split; none is an answer, an unknown split is not."""
+        if name not in SPLITS:
+            raise DataListError(
+                f"there is no split {name!r}; allowed are {', '.join(SPLITS)}. Name one of them."
+            )
+        return tuple(case for case in self.cases if case.split == name)
+
+    def merged(self, other: DataList) -> DataList:
+        """Adds the cases of another list whose files are not in this one.
+
+        A mask that is alone in one list and has its image in the other is kept once, with the
+        image, and keeps its split.
+        """
+        mine, theirs = _by_label(self.cases), _by_label(other.cases)
+        kept = [
+            theirs[case.label] if _is_better(theirs.get(case.label), case) else case
+            for case in self.cases
+        ]
+        added = [case for case in other.cases if case.label is None or case.label not in mine]
+        known = {case.files for case in kept}
+        added = [case for case in added if case.files not in known]
+        return DataList((*kept, *added), self.root, self.info)
+
+
+def read_datalist(path: str | os.PathLike[str], *, check_files: bool = True) -> DataList:
+    """Reads a MONAI data list.
+
+    Args:
+        path: The JSON file; paths inside are relative to its folder.
+        check_files: Whether every file named must exist.
+
+    Raises:
+        UnreadableFileError: If the list, or a file that it names, does not exist.
+        DataListError: If it is not JSON or not of the expected structure.
+    """
+    path = Path(path)
+    content = read_json(path, "data list")
+    root = path.parent.absolute()
+    names = {key: SPLIT_ALIASES.get(key, key) for key in content}
+    found = [key for key in content if names[key] in SPLITS and isinstance(content[key], list)]
+    if not found:
+        raise DataListError(
+            f"{path} has the keys {sorted(map(str, content))[:8]}; a data list has at least one "
+            f"of {', '.join(SPLITS)}, each a list of cases. Write {{'training': [{{'image': "
+            f"'a.nii.gz', 'label': 'b.nii.gz'}}]}}."
+        )
+    cases = tuple(
+        _read_case(entry, names[key], root, f"{path}: entry {i} of {key}")
+        for key in found
+        for i, entry in enumerate(content[key])
+    )
+    if check_files:
+        require_files(cases, path)
+    info = {key: value for key, value in content.items() if key not in found}
+    return DataList(cases, root, info, path)
+
+
+def require_files(cases: Iterable[Case], source: Path) -> None:
+    """Checks that all image and label files of the cases exist."""
+    missing = [file for case in cases for file in case.files if not file.is_file()]
+    if missing:
+        shown = ", ".join(map(str, missing[:3]))
+        raise UnreadableFileError(
+            f"{source} names {len(missing)} files that do not exist: {shown}"
+            f"{', ...' if len(missing) > 3 else ''}. Paths are relative to the folder of the "
+            f"list; correct them, or put the files there."
+        )
+
+
+def write_datalist(
+    path: str | os.PathLike[str], cases: Iterable[Case], info: Mapping[str, Any] | None = None
+) -> None:
+    """Writes a data list, with paths relative to its folder; whole or not at all."""
+    root = Path(path).absolute().parent
+    content: dict[str, Any] = dict(info or {})
+    content |= {split: [] for split in SPLITS}
+    for case in cases:
+        entry: dict[str, Any] = {}
+        if case.image:
+            files = [_relative(file, root) for file in case.image]
+            entry["image"] = files if len(files) > 1 else files[0]
+        if case.label is not None:
+            entry["label"] = _relative(case.label, root)
+        entry["subject"] = case.subject
+        entry |= {key: _relative(value, root) for key, value in case.extra.items()}
+        content[case.split].append(entry)
+    write_bytes(path, json.dumps(content, indent=1).encode() + b"\n")
+
+
+def as_monai(cases: Iterable[Case]) -> list[dict[str, Any]]:
+    """Makes the dictionaries that MONAI's data sets take, with absolute paths.
+
+    Cases without an image or label lack that key. ``case``, ``subject`` and ``split`` are set.
+    """
+    items = []
+    for case in cases:
+        item: dict[str, Any] = {key: _absolute(value) for key, value in case.extra.items()}
+        if case.image:
+            files = [_absolute(file) for file in case.image]
+            item["image"] = files if len(files) > 1 else files[0]
+        if case.label is not None:
+            item["label"] = _absolute(case.label)
+        items.append(item | {"case": case.name, "subject": case.subject, "split": case.split})
+    return items
+
+
+def subject_of(files: Sequence[Path]) -> str:
+    """Tells the patient from file names.
+
+    ``sub-12_ses-01_T1w`` is ``sub-12`` (BIDS); ``STS_001_pet`` is ``STS_001``;
+    ``hippocampus_003`` stays; ``case/t1.nii.gz`` is ``case``.
+    """
+    name = _name(files)
+    bids = re.match(r"sub-[^_]+", name)
+    return bids.group() if bids else name
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """Reads a JSON object; ``what`` names the file in messages."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UnreadableFileError(
+            f"{what} {path} cannot be read: {error.strerror or error}. Check the path."
+        ) from error
+    except ValueError as error:
+        raise DataListError(f"{what} {path} is not JSON: {error}. Correct it there.") from error
+    if not isinstance(content, dict):
+        raise DataListError(
+            f"{what} {path} holds a {type(content).__name__}; allowed is a JSON object. "
+            f"Put the list under a key such as 'training'."
+        )
+    return content
+
+
+def _read_case(entry: Any, split: str, root: Path, where: str) -> Case:
+    if isinstance(entry, str):
+        entry = {"image": entry}
+    if not isinstance(entry, dict):
+        raise DataListError(
+            f"{where} is a {type(entry).__name__}; allowed is an object with image, label or "
+            f"both. Write {{'image': 'a.nii.gz', 'label': 'b.nii.gz'}}."
+        )
+    image, label = entry.get("image"), entry.get("label")
+    image = [image] if isinstance(image, str) else image or []
+    paths = [*image, *([label] if label else [])] if isinstance(image, list) else [None]
+    if not all(isinstance(file, str) and file for file in paths):
+        raise DataListError(
+            f"{where} has image {entry.get('image')!r} and label {label!r}; allowed are a path, "
+            f"or for the image a list of paths, one a channel. Correct the entry."
+        )
+    if not image and not label:
+        raise DataListError(
+            f"{where} has the keys {sorted(entry)}; it needs image, label or both. Add one."
+        )
+    files = tuple(root / file for file in image)
+    mask = root / label if label else None
+    subject = entry.get("subject")
+    if subject is not None and not isinstance(subject, (str, int)):
+        raise DataListError(f"{where} has subject {subject!r}; allowed is a name. Correct it.")
+    extra = {
+        key: _resolved(value, root)
+        for key, value in entry.items()
+        if key not in ("image", "label", "subject", "split")
+    }
+    every = files if mask is None else (*files, mask)
+    return Case(files, mask, subject_of(every) if subject is None else str(subject), split, extra)
+
+
+def _name(files: Sequence[Path]) -> str:
+    """Name of a case: that of its first file, without the word for modality or mask."""
+    stems = [_stem(file) for file in files]
+    name = stems[0]
+    head, _, tail = name.rpartition("_")
+    if not head and FILE_WORDS.fullmatch(name) and files[0].parent.name:
+        return files[0].parent.name
+    # nnU-Net numbers its channels; a label of that case has the bare name.
+    numbered = re.fullmatch(r"\d{4}", tail) and head in stems[1:]
+    return head if head and (FILE_WORDS.fullmatch(tail) or numbered) else name
+
+
+def _stem(path: Path) -> str:
+    for suffix in VOLUME_SUFFIXES:
+        if path.name.endswith(suffix):
+            return path.name.removesuffix(suffix)
+    return path.stem
+
+
+def _resolved(value: Any, root: Path) -> Any:
+    if isinstance(value, list):
+        return [_resolved(item, root) for item in value]
+    is_volume = isinstance(value, str) and value.endswith(VOLUME_SUFFIXES)
+    return root / value if is_volume else value
+
+
+def _relative(value: Any, root: Path) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_relative(item, root) for item in value]
+    if not isinstance(value, Path):
+        return value
+    return Path(os.path.relpath(value.absolute(), root)).as_posix()
+
+
+def _absolute(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_absolute(item) for item in value]
+    return str(value.absolute()) if isinstance(value, Path) else value
+
+
+def _by_label(cases: Iterable[Case]) -> dict[Path | None, Case]:
+    return {case.label: case for case in cases if case.label is not None}
+
+
+def _is_better(other: Case | None, case: Case) -> bool:
+    return other is not None and bool(other.image) and not case.image

@@ -1,0 +1,147 @@
+"""From files to what networks are trained on: one list of MONAI transforms for every bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import (
+    EnsureChannelFirstd,
+    LoadImaged,
+    MapTransform,
+    Orientationd,
+    Transform,
+)
+
+from medvae3d.data.datalists import as_monai, read_datalist
+from medvae3d.data.transforms import (
+    LabelSpacingd,
+    LabelValuesd,
+    NormalizeChannelsd,
+    PadCropd,
+    SafeSpacingd,
+)
+from medvae3d.errors import IntensityError
+
+FILL = -1.0
+"""Normalised intensity of what lies outside of an image; all intensity schemes start there."""
+
+
+def read_items(datalist: str, split: str, *, with_image: bool = False) -> list[dict[str, Any]]:
+    """Reads one split of a data list as MONAI's data sets take it.
+
+    Args:
+        datalist: Path of the list.
+        split: ``training``, ``validation`` or ``testing``.
+        with_image: Whether to leave out cases that have a mask alone.
+
+    Raises:
+        DataListError: If the list cannot be used.
+    """
+    items = as_monai(read_datalist(datalist).split(split))
+    return [item for item in items if "image" in item or not with_image]
+
+
+class FirstChannelsd(MapTransform):
+    """Keeps the first channels of images that bring more than a model reads.
+
+    Args:
+        keys: Entries to cut, :math:`(C, I, J, K)`.
+        channels: Number of channels to keep.
+        allow_missing_keys: Whether entries may be absent.
+
+    Raises:
+        IntensityError: If an image has fewer channels.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, channels: int, allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.channels = channels
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        changed = dict(data)
+        for key in self.key_iterator(changed):
+            found = len(changed[key])
+            if found < self.channels:
+                name = getattr(changed[key], "meta", {}).get("filename_or_obj", key)
+                raise IntensityError(
+                    f"{name} has {found} channels, the model reads {self.channels}. List one file "
+                    f"a channel, in the model's order, in the data list."
+                )
+            changed[key] = changed[key][: self.channels]
+        return changed
+
+
+class Observedd(MapTransform):
+    """Adds a map of where an image was observed, which padding then extends by zeros.
+
+    Args:
+        keys: The image, a MetaTensor :math:`(C, I, J, K)`.
+        name: Entry to add, :math:`(1, I, J, K)`.
+        allow_missing_keys: Whether the image may be absent.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, name: str = "valid", allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.name = name
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        changed = dict(data)
+        for key in self.key_iterator(changed):
+            image = changed[key]
+            changed[self.name] = MetaTensor(
+                torch.ones_like(image[:1].as_tensor()), affine=image.affine
+            )
+        return changed
+
+
+def case_transforms(
+    channels: Sequence[Mapping[str, Any]],
+    spacing: Sequence[float],
+    spatial_shape: Sequence[int] | None,
+    labels: Mapping[str, int] | None = None,
+    allow_missing_images: bool = False,
+) -> list[Transform]:
+    """Lists the transforms from files to a normalised image and its mask on the model's grid.
+
+    Right, anterior and superior come first; voxels get one size; intensities are normalised
+    channel by channel; the volume is padded and cropped about its centre. All that moves voxels can
+    be undone with MONAI's ``Invertd``; intensities are brought back by `DenormalizeChannelsd`.
+
+    Args:
+        channels: For each channel its ``intensity`` scheme, see `medvae3d.data.intensity`.
+        spacing: Size of a voxel in mm along (I, J, K).
+        spatial_shape: Voxels of the result; ``None`` keeps what spacing gives.
+        labels: Names and values of the mask; without them only the image is prepared.
+        allow_missing_images: Whether cases may have a mask alone.
+    """
+    missing = {"allow_missing_keys": allow_missing_images}
+    image, mask = ["image"], ["label"] if labels else []
+    every = [*image, *mask]
+    steps: list[Transform] = [
+        LoadImaged(every, **missing),
+        EnsureChannelFirstd(every, **missing),
+        FirstChannelsd(image, len(channels), **missing),
+        Orientationd(every, axcodes="RAS", labels=(("L", "R"), ("P", "A"), ("I", "S")), **missing),
+        SafeSpacingd(image, pixdim=spacing, mode="bilinear", **missing),
+    ]
+    if labels:
+        values = list(labels.values())
+        steps += [LabelValuesd(mask, values), LabelSpacingd(mask, spacing, values)]
+    steps.append(
+        NormalizeChannelsd(
+            image, [channel["intensity"] for channel in channels], invertible=False, **missing
+        )
+    )
+    if spatial_shape is not None:
+        steps.append(Observedd(image, **missing))
+        steps.append(PadCropd(image, spatial_shape, value=FILL, **missing))
+        steps.append(PadCropd(["valid", *mask], spatial_shape, value=0, **missing))
+    return steps

@@ -1,0 +1,1 @@
+"""How good the volumes are: scores on cases that the model has not seen."""

@@ -1,0 +1,1 @@
+"""Latent variable models, put together from networks, densities and flows."""

@@ -1,0 +1,313 @@
+r"""The one latent model that the named models are compositions of.
+
+A volume :math:`x` and its mask :math:`m` come from one latent :math:`z`, under a condition
+:math:`c`:
+
+.. math:: p(x, m, z \mid c) = p(z)\, p(x \mid z, c)\, p(m \mid z, c)
+
+An encoder gives :math:`q(z_0 \mid x, m, c)`, a flow carries :math:`z_0` to :math:`z_K` against the
+potential :math:`U(z) = -\log p(x, m, z \mid c)`, and a decoder with one head per output gives the
+distributions of image and mask. With the identity as the flow, this is a VAE.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medvae3d.errors import SettingError
+from medvae3d.flows.hamiltonian import Flowed, Identity
+from medvae3d.models.statistics import TrainingStatistics
+from medvae3d.networks.autoencoders import Decoder, Encoder
+from medvae3d.networks.conditioning import AttributeEmbedding, LesionContext
+from medvae3d.probability.posteriors import DiagonalGaussian
+from medvae3d.probability.priors import MixturePrior, StandardNormal
+
+Batch = Mapping[str, Any]
+"""What one step sees: ``image``, ``mask``, and what else the model is told; see `LatentModel`."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """All that a model is told.
+
+    Attributes:
+        attributes: Standardised scalars, :math:`(B, F)`.
+        maps: Condition maps at full resolution, :math:`(B, M, I, J, K)`.
+    """
+
+    attributes: Tensor | None = None
+    maps: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Trace:
+    """All that one pass through a latent model produced; terms read it, nothing writes it."""
+
+    posterior: DiagonalGaussian
+    prior: StandardNormal
+    first_z: Tensor
+    flowed: Flowed
+    heads: Mapping[str, Any]
+    condition: Condition
+
+
+class LatentModel(nn.Module):
+    """Encoder, flow, prior and decoder with heads.
+
+    A batch holds, as far as the model is told to read them:
+
+    - ``image``: :math:`(B, C, I, J, K)`, normalised; ``valid``: :math:`(B, C, 1, 1, 1)` or larger,
+      0 where a channel was not observed
+    - ``mask``: :math:`(B, 1, I, J, K)`, integer label values; ``mask_valid``: :math:`(B, 1, 1, 1, 1)`
+    - ``attributes``: :math:`(B, F)`, standardised
+
+    Args:
+        encoder: Input of `input_channels` channels to posterior features.
+        decoder: Latent to head features.
+        heads: One head per output; the keys ``image`` and ``mask`` name the entry of the batch.
+        latent_shape: Shape of one latent, :math:`(L, i, j, k)` or :math:`(L,)`.
+        inputs: What the encoder reads, ``image``, ``mask`` or both.
+        values: Label values of the mask, background first.
+        image_channels: Channels :math:`C` of the image.
+        flow: Moves the latent against the potential; the identity by default.
+        sampling_prior: Prior to sample from, fitted after training; the standard normal until then.
+        embedding: Embeds the attributes, if the networks are conditioned on them.
+        encode_attributes: Whether the encoder sees the attributes too.
+        context: Builds condition maps from mask and image, if the decoder is told them.
+        mask_dropout: Share of training samples whose mask the encoder does not see.
+        flow_autocast: Whether convolutions inside the potential may run in reduced precision;
+            densities, momenta and positions stay in float32 either way.
+        statistics: What is remembered of the training set.
+    """
+
+    latent_scale: Tensor
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        decoder: Decoder,
+        heads: Mapping[str, nn.Module],
+        latent_shape: Sequence[int],
+        *,
+        inputs: Sequence[str] = ("image", "mask"),
+        values: Sequence[int] = (0, 1),
+        image_channels: int = 1,
+        flow: nn.Module | None = None,
+        sampling_prior: MixturePrior | None = None,
+        embedding: AttributeEmbedding | None = None,
+        encode_attributes: bool = False,
+        context: LesionContext | None = None,
+        mask_dropout: float = 0.0,
+        flow_autocast: bool = False,
+        statistics: TrainingStatistics | None = None,
+    ) -> None:
+        super().__init__()
+        self.statistics = statistics if statistics is not None else TrainingStatistics()
+        self.encoder = encoder
+        self.decoder = decoder
+        self.heads = nn.ModuleDict(heads)
+        self.latent_shape = tuple(latent_shape)
+        self.inputs = tuple(inputs)
+        self.values = tuple(values)
+        self.image_channels = image_channels
+        self.flow = flow if flow is not None else Identity()
+        self.prior = StandardNormal(self.latent_shape)
+        self.sampling_prior = sampling_prior
+        self.embedding = embedding
+        self.encode_attributes = encode_attributes
+        self.context = context
+        self.mask_dropout = mask_dropout
+        self.flow_autocast = flow_autocast
+        self.register_buffer("latent_scale", torch.ones(()))
+        self._start_gently()
+
+    @torch.no_grad()
+    def _start_gently(self) -> None:
+        """Starts near the prior and near an empty volume, where most voxels are.
+
+        Without it, the first hundreds of steps go into undoing random outputs, whose likelihood is
+        millions of nats off.
+        """
+        last = self.encoder.head[-1] if isinstance(self.encoder.head, nn.Sequential) else None
+        head = last if last is not None else self.encoder.head
+        head.weight.mul_(0.1)
+        repeats = math.prod(self.decoder.output.stride)
+        start = 0
+        for module in self.heads.values():
+            stop = start + module.features * repeats
+            self.decoder.output.conv.weight[start:stop].mul_(0.3)
+            self.decoder.output.conv.bias[start:stop] = -0.8 if module.output == "image" else 0.0
+            if module.output == "mask":  # background likely: first of several logits, or one low
+                first = stop if module.features == 1 else start + repeats
+                value = -2.0 if module.features == 1 else 2.0
+                self.decoder.output.conv.bias[start:first] = value
+            start = stop
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the latent is a map, so that volumes of any size can be made tile by tile."""
+        return len(self.latent_shape) == 4
+
+    # -- what the networks read ---------------------------------------------------------------
+
+    def condition(self, batch: Batch, generator: torch.Generator | None = None) -> Condition:
+        """Collects what the model is told; drops the context of some samples while training."""
+        maps = None
+        if self.context is not None:
+            keep = None
+            if self.training and self.context.dropout:
+                keep = _coin(1 - self.context.dropout, batch["mask"], generator)
+            maps = self.context(batch["mask"], batch.get("context", batch.get("image")), keep)
+        return Condition(batch.get("attributes"), maps)
+
+    def _vector(self, condition: Condition, like: Tensor) -> Tensor | None:
+        if self.embedding is None:
+            return None
+        attributes = condition.attributes
+        if attributes is None:  # the mean of the training set
+            features = self.embedding.body[0].in_features
+            attributes = like.new_zeros(len(like), features)
+        return self.embedding(attributes.float())
+
+    def encoder_input(
+        self, batch: Batch, condition: Condition, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Stacks what the encoder reads, with a channel that says what was observed."""
+        parts = []
+        if "image" in self.inputs:
+            image = batch["image"].float()
+            valid = batch.get("valid")
+            valid = torch.ones_like(image) if valid is None else valid.to(image).expand_as(image)
+            parts += [image * valid, valid]
+        if "mask" in self.inputs:
+            mask = batch.get("mask")
+            if mask is None:
+                like = batch["image"]
+                mask = torch.zeros_like(like[:, :1])
+                seen = torch.zeros_like(mask)
+            else:
+                seen = torch.ones_like(mask, dtype=torch.float32)
+                if batch.get("mask_valid") is not None:
+                    seen = seen * batch["mask_valid"].to(seen)
+                if self.training and self.mask_dropout:
+                    keep = _coin(1 - self.mask_dropout, mask, generator)
+                    seen = seen * keep.reshape(-1, 1, 1, 1, 1)
+            one_hot = torch.cat([(mask == value).float() for value in self.values[1:]], dim=1)
+            parts += [one_hot * seen, seen]
+        if condition.maps is not None:
+            parts.append(condition.maps)
+        return torch.cat(parts, dim=1).contiguous(memory_format=torch.channels_last_3d)
+
+    # -- the parts of a pass ------------------------------------------------------------------
+
+    def encode(
+        self, batch: Batch, condition: Condition, generator: torch.Generator | None = None
+    ) -> DiagonalGaussian:
+        """Gives the posterior of the first latent."""
+        x = self.encoder_input(batch, condition, generator)
+        vector = self._vector(condition, x) if self.encode_attributes else None
+        return DiagonalGaussian.from_features(self.encoder(x, vector))
+
+    def decode(self, z: Tensor, condition: Condition) -> dict[str, Any]:
+        """Gives one distribution per head."""
+        features = self.decoder(z, self._vector(condition, z), condition.maps)
+        sizes = [head.features for head in self.heads.values()]
+        pieces = features.split(sizes, dim=1)
+        return {
+            name: head(piece)
+            for (name, head), piece in zip(self.heads.items(), pieces, strict=True)
+        }
+
+    def log_joint(self, z: Tensor, batch: Batch, condition: Condition) -> Tensor:
+        r""":math:`\log p(x, m, z \mid c)` in nats, ``(B,)``."""
+        return self.log_likelihood(self.decode(z, condition), batch) + self.prior.log_prob(z)
+
+    @staticmethod
+    def log_likelihood(heads: Mapping[str, Any], batch: Batch) -> Tensor:
+        r""":math:`\log p(x, m \mid z, c)` in nats, ``(B,)``, over what was observed."""
+        valid = {"image": batch.get("valid"), "mask": batch.get("mask_valid")}
+        return sum(  # type: ignore[return-value]
+            head.log_prob(batch[name], valid[name]) for name, head in heads.items()
+        )
+
+    def trace(
+        self,
+        batch: Batch,
+        generator: torch.Generator | None = None,
+        *,
+        with_flow: bool = True,
+    ) -> Trace:
+        """Runs one pass: encode, flow, decode.
+
+        Args:
+            batch: See the class.
+            generator: Source of the posterior's and the momentum's noise.
+            with_flow: Whether to run the flow; without it the trace is that of the plain VAE.
+        """
+        condition = self.condition(batch, generator)
+        posterior = self.encode(batch, condition, generator)
+        first_z = posterior.rsample(generator)
+        if with_flow and not isinstance(self.flow, Identity):
+            flowed = self.flow(first_z, self._potential(batch, condition), generator)
+        else:
+            flowed = Identity()(first_z, lambda z: z.flatten(1).sum(1))
+        heads = self.decode(flowed.z, condition)
+        return Trace(posterior, self.prior, first_z, flowed, heads, condition)
+
+    def _potential(self, batch: Batch, condition: Condition) -> Any:
+        # The flow switches autocast off. Convolutions may have it back, since they hold nearly
+        # all of the work; log densities are float32 in the heads themselves.
+        device = next(self.parameters()).device.type
+        dtype = torch.get_autocast_dtype(device)
+        enabled = self.flow_autocast and torch.is_autocast_enabled(device)
+
+        def potential(z: Tensor) -> Tensor:
+            with torch.autocast(device, dtype=dtype, enabled=enabled):
+                heads = self.decode(z, condition)
+            return -self.log_likelihood(heads, batch) - self.prior.log_prob(z)
+
+        return potential
+
+    # -- making new ones ----------------------------------------------------------------------
+
+    def sample_latent(
+        self,
+        count: int,
+        attributes: Tensor | None = None,
+        generators: Sequence[torch.Generator] | torch.Generator | None = None,
+        temperature: float = 1.0,
+    ) -> Tensor:
+        """Draws latents from the sampling prior, in the decoder's own scale."""
+        prior = self.sampling_prior if self.sampling_prior is not None else self.prior
+        u = prior.sample(
+            count, attributes=attributes, generators=generators, temperature=temperature
+        )
+        return u.to(self.latent_scale) / self.latent_scale
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Rebuilds image and mask from the image alone, without noise.
+
+        This is the plain-tensor pass that bundle tools and viewers need.
+
+        Shape:
+            - ``image``: :math:`(B, C, I, J, K)`
+            - output: :math:`(B, N + C, I, J, K)`, mask fields first, then the image
+        """
+        if set(self.inputs) != {"image", "mask"} or self.context is not None:
+            raise SettingError("only a joint model rebuilds a mask from an image alone")
+        batch = {"image": image}
+        condition = self.condition(batch)
+        heads = self.decode(self.encode(batch, condition).mean, condition)
+        return torch.cat([heads["mask"].field(), heads["image"].mode()], dim=1)
+
+
+def _coin(probability: float, like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """One 0/1 draw a sample, ``(B,)``."""
+    draw = torch.rand(len(like), generator=generator, device=like.device)
+    return (draw < probability).float()

@@ -1,0 +1,236 @@
+"""The named models, each a composition of a few lines.
+
+Every function returns a network that a bundle can hold: plain numbers, strings and lists in, one
+module out, which takes an image tensor and returns one tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from medvae3d.flows.hamiltonian import HamiltonianFlow
+from medvae3d.models.latent import LatentModel
+from medvae3d.models.statistics import TrainingStatistics
+from medvae3d.models.two_stage import TwoStageModel
+from medvae3d.networks.autoencoders import Decoder, Encoder, all_strides, total_stride
+from medvae3d.networks.conditioning import AttributeEmbedding, LesionContext
+from medvae3d.probability.likelihoods import BernoulliHead, GaussianHead, LabelHead, LaplaceHead
+from medvae3d.probability.priors import MixturePrior
+
+MASK_ATTRIBUTES = (
+    "log_volume",
+    "log_extent_i",
+    "log_extent_j",
+    "log_extent_k",
+    "sphericity",
+    "axis_ratio_2",
+    "axis_ratio_3",
+)
+IMAGE_HEADS = {"gaussian": GaussianHead, "laplace": LaplaceHead}
+
+
+def latent_model(
+    spatial_shape: Sequence[int],
+    *,
+    image_channels: int = 1,
+    values: Sequence[int] = (0, 1),
+    heads: Sequence[str] = ("image", "mask"),
+    inputs: Sequence[str] = ("image", "mask"),
+    likelihood: str = "gaussian",
+    image_scale: float = 0.1,
+    channels: Sequence[int] = (32, 64, 128),
+    strides: Sequence[int | Sequence[int]] | None = None,
+    blocks: int = 1,
+    latent_channels: int = 8,
+    vector_latent: bool = False,
+    attributes: Sequence[str] = (),
+    encode_attributes: bool = False,
+    context: LesionContext | None = None,
+    flow: nn.Module | None = None,
+    flow_autocast: bool = False,
+    components: int = 16,
+    rank: int = 48,
+    mask_dropout: float = 0.0,
+    dropout: float = 0.0,
+    checkpointing: bool = False,
+    statistics: TrainingStatistics | None = None,
+) -> LatentModel:
+    """Builds a latent model from sizes; the other functions of this module only choose them.
+
+    Args:
+        spatial_shape: Voxels of a training volume along (I, J, K), multiples of the strides.
+        image_channels: Channels of the image.
+        values: Label values of the mask, background first.
+        heads: Outputs, ``image``, ``mask`` or both.
+        inputs: What the encoder reads.
+        likelihood: Of the image, ``gaussian`` or ``laplace``, with a learned scale per channel.
+        image_scale: First value of that scale, in normalised units.
+        channels: Feature channels of each level, from the finest to the coarsest.
+        strides: Stride of each level; 2 along each axis by default.
+        blocks: Residual blocks a level.
+        latent_channels: Channels of the latent map, or length of the latent vector.
+        vector_latent: Whether the latent is a vector.
+        attributes: Names of the scalar attributes that the model is told.
+        encode_attributes: Whether the encoder sees them too.
+        context: Builds condition maps, if the decoder is told them.
+        flow: Hamiltonian flow; none by default.
+        flow_autocast: See `LatentModel`.
+        components: Most components of the fitted prior; 0 for the standard normal.
+        rank: Principal components of the latent that the fitted prior models jointly.
+        mask_dropout: See `LatentModel`.
+        dropout: Share of channels dropped in residual blocks while training.
+        checkpointing: See `Decoder`.
+        statistics: What is remembered of the training set; made here by default.
+    """
+    steps = total_stride(all_strides(channels, strides))
+    bottom = [n // s for n, s in zip(spatial_shape, steps, strict=True)]
+    vector_from = bottom if vector_latent else None
+    latent_shape = (latent_channels,) if vector_latent else (latent_channels, *bottom)
+    mask_head = BernoulliHead() if len(values) == 2 else LabelHead(tuple(values))
+    image_head = IMAGE_HEADS[likelihood](image_channels, scale=image_scale)
+    all_heads = {"image": image_head, "mask": mask_head}
+    made = {name: all_heads[name] for name in heads}
+    embedding = AttributeEmbedding(len(attributes)) if attributes else None
+    features = embedding.features if embedding else 0
+    maps = context.channels if context else 0
+    in_channels = maps
+    in_channels += 2 * image_channels if "image" in inputs else 0
+    in_channels += len(values) if "mask" in inputs else 0
+    trunk: dict[str, Any] = {
+        "channels": channels,
+        "strides": strides,
+        "blocks": blocks,
+        "vector_from": vector_from,
+        "dropout": dropout,
+    }
+    return LatentModel(
+        Encoder(
+            in_channels,
+            2 * latent_channels,
+            vector_features=features if encode_attributes else 0,
+            **trunk,
+        ),
+        Decoder(
+            latent_channels,
+            sum(head.features for head in made.values()),
+            vector_features=features,
+            map_channels=maps,
+            checkpointing=checkpointing,
+            **trunk,
+        ),
+        made,
+        latent_shape,
+        inputs=inputs,
+        values=values,
+        image_channels=image_channels,
+        flow=flow,
+        sampling_prior=(
+            MixturePrior(latent_shape, components=components, rank=rank, attributes=len(attributes))
+            if components
+            else None
+        ),
+        embedding=embedding,
+        encode_attributes=encode_attributes,
+        context=context,
+        mask_dropout=mask_dropout,
+        flow_autocast=flow_autocast,
+        statistics=(
+            statistics if statistics is not None else TrainingStatistics(attributes, image_channels)
+        ),
+    )
+
+
+def vae(spatial_shape: Sequence[int], dropout: float = 0.0, **sizes: Any) -> LatentModel:
+    """Joint VAE: image and mask from one latent; see `latent_model` for the sizes."""
+    return latent_model(spatial_shape, dropout=dropout, **sizes)
+
+
+def hvae(
+    spatial_shape: Sequence[int],
+    *,
+    num_steps: int = 3,
+    step_size: float = 0.005,
+    initial_beta: float = 0.3,
+    first_order: bool = False,
+    dropout: float = 0.0,
+    **sizes: Any,
+) -> LatentModel:
+    """Joint HVAE: a joint VAE whose latent a Hamiltonian flow moves towards the posterior.
+
+    Args:
+        spatial_shape: See `latent_model`.
+        num_steps: Leapfrog steps :math:`K`.
+        step_size: First value of the step size, learned per latent channel.
+        initial_beta: First inverse temperature of the momentum.
+        first_order: Whether to stop gradients through the force, an approximation.
+        dropout: See `latent_model`.
+        **sizes: See `latent_model`.
+
+    References:
+        Kebaili et al., "End-to-end autoencoding architecture for the simultaneous generation of
+        medical images and corresponding segmentation masks", 2023.
+    """
+    latents = sizes.get("latent_channels", 8)
+    step_shape = (latents,) if sizes.get("vector_latent") else (latents, 1, 1, 1)
+    flow = HamiltonianFlow(
+        num_steps=num_steps,
+        step_size=step_size,
+        initial_beta=initial_beta,
+        step_shape=step_shape,
+        first_order=first_order,
+    )
+    return latent_model(spatial_shape, flow=flow, dropout=dropout, **sizes)
+
+
+def pavae(
+    mask_shape: Sequence[int],
+    image_shape: Sequence[int],
+    *,
+    image_channels: int = 1,
+    attributes: Sequence[str] = MASK_ATTRIBUTES,
+    location_size: int = 0,
+    shape: dict[str, Any] | None = None,
+    texture: dict[str, Any] | None = None,
+    context_dilation: int = 2,
+    context_dropout: float = 0.0,
+    dropout: float = 0.0,
+) -> TwoStageModel:
+    """PAVAE-style pair of models: mask from attributes, then image from mask and context.
+
+    Args:
+        mask_shape: Voxels of a mask along (I, J, K).
+        image_shape: Voxels of an image patch along (I, J, K).
+        image_channels: Channels of the image.
+        attributes: Names of the attributes of a mask.
+        location_size: Voxels along each axis of the lesion location map; 0 for none.
+        shape: Sizes of the first stage, see `latent_model`.
+        texture: Sizes of the second stage, see `latent_model`.
+        context_dilation: Voxels by which a mask is grown before the image is cut out.
+        context_dropout: Share of training samples without context.
+        dropout: See `latent_model`.
+    """
+    first = latent_model(
+        mask_shape,
+        heads=("mask",),
+        inputs=("mask",),
+        attributes=attributes,
+        encode_attributes=True,
+        dropout=dropout,
+        statistics=TrainingStatistics(),  # the pair keeps one for both
+        **{"vector_latent": True, "latent_channels": 64, "channels": (16, 32, 64), **(shape or {})},
+    )
+    second = latent_model(
+        image_shape,
+        image_channels=image_channels,
+        heads=("image",),
+        inputs=("image",),
+        context=LesionContext(image_channels, context_dilation, dropout=context_dropout),
+        dropout=dropout,
+        statistics=TrainingStatistics(),
+        **(texture or {}),
+    )
+    statistics = TrainingStatistics(attributes, image_channels, location_size=location_size)
+    return TwoStageModel(first, second, tuple(mask_shape), statistics)

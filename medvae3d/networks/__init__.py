@@ -1,0 +1,1 @@
+"""Encoder and decoder trunks, their blocks, conditioning and discriminators."""

@@ -1,0 +1,216 @@
+r"""Encoder and decoder trunks.
+
+The trunk starts with a strided convolution and ends with a sub-pixel output, so that no layer
+with many channels runs at full resolution. The latent is a map of
+:math:`L` channels, or a vector of :math:`L` numbers when ``vector_from`` gives the shape of the
+last feature map.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from medvae3d.networks.blocks import (
+    ChannelNorm,
+    Downsample,
+    ResidualBlock,
+    Stride,
+    SubPixelOutput,
+    Upsample,
+    as_stride,
+    pool_maps,
+)
+
+
+def all_strides(channels: Sequence[int], strides: Sequence[int | Sequence[int]] | None) -> list[Stride]:
+    """One stride a level; the default halves every axis at every level.
+
+    Raises:
+        ValueError: If there are not as many strides as levels.
+    """
+    if strides is None:
+        strides = [2] * len(channels)
+    if len(strides) != len(channels):
+        raise ValueError(f"{len(channels)} levels need as many strides, found {len(strides)}")
+    return [as_stride(stride) for stride in strides]
+
+
+def total_stride(strides: Sequence[Stride]) -> Stride:
+    """Voxels of the volume per voxel of the latent along (I, J, K)."""
+    i, j, k = (math.prod(s[axis] for s in strides) for axis in range(3))
+    return i, j, k
+
+
+class Encoder(nn.Module):
+    """Turns a volume into features of a posterior.
+
+    Args:
+        in_channels: Channels of the input.
+        out_features: Channels of the output (twice the latent channels for a Gaussian).
+        channels: Feature channels of each level, from the finest to the coarsest.
+        strides: Stride of each level, 1 or 2 along each axis; all 2 by default.
+        blocks: Residual blocks a level.
+        vector_features: Length of the embedded condition vector; 0 for none.
+        vector_from: Shape of the last feature map, if the output is to be a vector.
+        dropout: Share of channels dropped in residual blocks while training.
+
+    Shape:
+        - input: :math:`(B, C, I, J, K)`, each side a multiple of its stride
+        - output: :math:`(B, O, i, j, k)`, or :math:`(B, O)` with ``vector_from``
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_features: int,
+        channels: Sequence[int] = (32, 64, 128),
+        strides: Sequence[int | Sequence[int]] | None = None,
+        blocks: int = 1,
+        vector_features: int = 0,
+        vector_from: Sequence[int] | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.strides = all_strides(channels, strides)
+        self.down = nn.ModuleList()
+        self.levels = nn.ModuleList()
+        previous = in_channels
+        for width, stride in zip(channels, self.strides, strict=True):
+            self.down.append(Downsample(previous, width, stride))
+            self.levels.append(
+                nn.ModuleList(
+                    ResidualBlock(width, vector_features, dropout=dropout) for _ in range(blocks)
+                )
+            )
+            previous = width
+        self.norm = ChannelNorm()
+        if vector_from is None:
+            self.head: nn.Module = nn.Conv3d(previous, out_features, kernel_size=3, padding=1)
+        else:
+            self.head = nn.Sequential(
+                nn.Flatten(), nn.Linear(previous * math.prod(vector_from), out_features)
+            )
+
+    def forward(self, x: Tensor, vector: Tensor | None = None) -> Tensor:
+        for down, level in zip(self.down, self.levels, strict=True):
+            x = down(x)
+            for block in level:  # type: ignore[attr-defined]
+                x = block(x, vector)
+        return self.head(F.silu(self.norm(x)))
+
+
+class Decoder(nn.Module):
+    """Turns a latent into features of the heads, at full resolution.
+
+    Args:
+        latent_channels: Channels of a latent map, or length of a latent vector.
+        out_features: Channels of the output, the sum over the heads.
+        channels: Feature channels of each level, from the finest to the coarsest, as the encoder.
+        strides: Stride of each level, as the encoder.
+        blocks: Residual blocks a level.
+        vector_features: Length of the embedded condition vector; 0 for none.
+        map_channels: Number of condition maps at full resolution; 0 for none.
+        vector_from: Shape of the first feature map, if the latent is a vector.
+        dropout: Share of channels dropped in residual blocks while training.
+        checkpointing: Whether to recompute levels in the backward pass, which saves memory for
+            large volumes. Not for use with a flow, whose gradients are differentiated again.
+
+    Shape:
+        - ``z``: :math:`(B, L, i, j, k)` or :math:`(B, L)`
+        - ``maps``: :math:`(B, M, I, J, K)`
+        - output: :math:`(B, O, I, J, K)`
+    """
+
+    def __init__(
+        self,
+        latent_channels: int,
+        out_features: int,
+        channels: Sequence[int] = (32, 64, 128),
+        strides: Sequence[int | Sequence[int]] | None = None,
+        blocks: int = 1,
+        vector_features: int = 0,
+        map_channels: int = 0,
+        vector_from: Sequence[int] | None = None,
+        dropout: float = 0.0,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.strides = all_strides(channels, strides)
+        self.blocks = blocks
+        self.has_maps = bool(map_channels)
+        self.checkpointing = checkpointing
+        self.is_local = vector_from is None
+        if vector_from is None:
+            self.stem: nn.Module = nn.Conv3d(latent_channels, channels[-1], 3, padding=1)
+        else:
+            self.stem = nn.Sequential(
+                nn.Linear(latent_channels, channels[-1] * math.prod(vector_from)),
+                nn.Unflatten(1, (channels[-1], *vector_from)),
+            )
+        self.levels = nn.ModuleList()
+        self.up = nn.ModuleList()
+        for level in reversed(range(len(channels))):
+            width = channels[level]
+            self.levels.append(
+                nn.ModuleList(
+                    ResidualBlock(width, vector_features, map_channels, dropout)
+                    for _ in range(blocks)
+                )
+            )
+            if level:
+                self.up.append(Upsample(width, channels[level - 1], self.strides[level]))
+        self.norm = ChannelNorm()
+        self.output = SubPixelOutput(channels[0], out_features, self.strides[0])
+
+    @property
+    def stride(self) -> Stride:
+        """Voxels of the volume per voxel of the latent along (I, J, K)."""
+        return total_stride(self.strides)
+
+    @property
+    def radius(self) -> Stride:
+        """Voxels of the volume, to each side, that one voxel of the output depends on.
+
+        An upper bound per axis; the tiler takes its halo from it. Each 3 x 3 x 3 convolution adds
+        one voxel of its own resolution; condition maps enter through two more.
+        """
+        bound = []
+        for axis in range(3):
+            scale = self.stride[axis]
+            reach = scale  # the stem
+            for level in reversed(range(len(self.strides))):
+                reach += self.blocks * (ResidualBlock.radius + 2 * self.has_maps) * scale
+                scale //= self.strides[level][axis]
+                if level:
+                    reach += 2 * scale  # the convolution after repeating, and where it rounds
+            reach += self.strides[0][axis] + 1  # sub-pixel convolution and smoothing
+            bound.append(reach)
+        return bound[0], bound[1], bound[2]
+
+    def forward(self, z: Tensor, vector: Tensor | None = None, maps: Tensor | None = None) -> Tensor:
+        pyramid = self._pyramid(maps)
+        x = self.stem(z)
+        for index, level in enumerate(self.levels):
+            for block in level:  # type: ignore[attr-defined]
+                if self.checkpointing and x.requires_grad:
+                    x = checkpoint(block, x, vector, pyramid[index], use_reentrant=False)
+                else:
+                    x = block(x, vector, pyramid[index])
+            if index < len(self.up):
+                x = self.up[index](x)
+        return self.output(F.silu(self.norm(x)))
+
+    def _pyramid(self, maps: Tensor | None) -> list[Tensor | None]:
+        """The maps at the resolution of each level, coarsest first."""
+        if maps is None or not self.has_maps:
+            return [None] * len(self.strides)
+        pyramid: list[Tensor | None] = []
+        for stride in self.strides:
+            maps = pool_maps(maps, stride)
+            pyramid.append(maps)
+        return pyramid[::-1]

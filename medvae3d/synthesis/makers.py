@@ -1,0 +1,374 @@
+"""How each kind of network makes a block of samples: latents, decoding, levels, native units."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from medvae3d.data.attributes import mask_attributes
+from medvae3d.data.volumes import Volume
+from medvae3d.errors import BundleError, SettingError
+from medvae3d.models.latent import Condition, LatentModel
+from medvae3d.models.statistics import TrainingStatistics
+from medvae3d.models.two_stage import TwoStageModel
+from medvae3d.numerics import standard_normal
+from medvae3d.seeding import derive_generator
+from medvae3d.synthesis.conditions import (
+    ConditionDraw,
+    Told,
+    VolumeRequest,
+    fit_mask,
+    natural,
+)
+from medvae3d.synthesis.levels import (
+    Levelled,
+    fault,
+    labels_at_volumes,
+    mask_at_level,
+    mask_at_volume,
+    tidy,
+    touches_border,
+)
+from medvae3d.synthesis.recipe import Recipe
+from medvae3d.synthesis.records import describe_channels, describe_grid, measure_image
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What of a request changes the samples.
+
+    Attributes:
+        seed: Seed of all samples.
+        temperature: Scales the deviation of latents.
+        volume_ml: Volumes asked for.
+        extrapolate: Whether they may lie beyond the training set.
+        mask: A mask to fill with intensities.
+        options: All of these in the words of a record.
+    """
+
+    seed: int
+    temperature: float
+    volume_ml: VolumeRequest
+    extrapolate: bool
+    mask: Volume | None = field(repr=False)
+    options: Mapping[str, Any]
+
+
+@dataclass(eq=False)
+class Draft:
+    """A sample on its way.
+
+    Attributes:
+        index: Its number.
+        attempt: Draws before this one.
+        generator: All of its noise.
+        told: What it is asked to be.
+        levelled: Its labels, once they are cut.
+        reason: Why it is rejected; ``None`` if it is not.
+        image: Network values, :math:`(C, I, J, K)`.
+    """
+
+    index: int
+    attempt: int
+    generator: torch.Generator
+    told: Told
+    levelled: Levelled | None = None
+    reason: str | None = None
+    image: Tensor | None = None
+
+    @property
+    def label(self) -> NDArray[np.uint8]:
+        """Its labels, :math:`(I, J, K)`."""
+        return cast(Levelled, self.levelled).label
+
+
+def make_maker(
+    network: nn.Module, recipe: Recipe, settings: Settings, device: torch.device
+) -> Maker:
+    """Chooses how to make samples with a network.
+
+    Raises:
+        SettingError: If it makes none, or not what is asked for.
+        BundleError: If it makes something else than the recipe says.
+    """
+    if isinstance(network, TwoStageModel):
+        return TwoStageMaker(network, recipe, settings, device)
+    if isinstance(network, LatentModel) and set(network.heads) == {"image", "mask"}:
+        return JointMaker(network, recipe, settings, device)
+    raise SettingError(
+        f"{type(network).__name__} does not make volumes with their masks; allowed are a "
+        f"LatentModel with both heads and a TwoStageModel. See `medvae3d.models.zoo`."
+    )
+
+
+def statistics_of(network: nn.Module) -> TrainingStatistics:
+    """What the weights remember of their training set; nothing if they carry none."""
+    found = getattr(network, "statistics", None)
+    return found if isinstance(found, TrainingStatistics) else TrainingStatistics()
+
+
+def exact_float32() -> AbstractContextManager[object]:
+    """Keeps GPUs from rounding to TF32 and from choosing an algorithm by a race."""
+    flags: AbstractContextManager[object] = torch.backends.cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+    )
+    return flags
+
+
+class Maker:
+    """What all kinds have in common; abstract.
+
+    Args:
+        network: The network, with its ``statistics``.
+        recipe: What it makes.
+        settings: What is asked for.
+        device: Where to compute.
+    """
+
+    def __init__(
+        self,
+        network: LatentModel | TwoStageModel,
+        recipe: Recipe,
+        settings: Settings,
+        device: torch.device,
+    ) -> None:
+        if network.image_channels != len(recipe.channels) or network.values != recipe.values:
+            raise BundleError(
+                f"the network makes {network.image_channels} channels and the label values "
+                f"{network.values}; inference.json says {len(recipe.channels)} and "
+                f"{recipe.values}. Make `channels` and `labels` agree with network_def."
+            )
+        self.recipe = recipe
+        self.settings = settings
+        self.device = device
+        self.statistics = statistics_of(network)
+        self.draw = ConditionDraw(self.statistics, recipe, settings.volume_ml, settings.extrapolate)
+        known = self.draw.percentiles_ml
+        self.limits = None if known is None else tuple(ml / recipe.voxel_ml for ml in known)
+        self.grid = recipe.grid
+        network.eval()
+        network.to(device=device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+
+    def fill(self, drafts: Sequence[Draft], size: int) -> None:
+        """Gives drafts their labels and images, decoded in batches of exactly ``size`` rows."""
+        raise NotImplementedError
+
+    def drafts(self, indices: Sequence[int], attempt: int) -> list[Draft]:
+        """Begins samples: a generator each, and what it is asked to be."""
+        begun = []
+        for index in indices:
+            generator = derive_generator(self.settings.seed, "sample", index, attempt)
+            begun.append(Draft(index, attempt, generator, self.draw(generator)))
+        return begun
+
+    def decode(self, model: LatentModel, drafts: Sequence[Draft], size: int) -> Mapping[str, Any]:
+        """Draws latents and decodes them, told the attributes of the drafts."""
+        told = self._attributes(drafts)
+        prior = model.sampling_prior
+        known = told if prior is not None and prior.attributes else None
+        generators = [draft.generator for draft in drafts]
+        z = model.sample_latent(len(drafts), known, generators, self.settings.temperature)
+        attributes = None if told is None or model.embedding is None else filled(told, size)
+        return model.decode(filled(z.to(self.device), size), Condition(attributes))
+
+    def _attributes(self, drafts: Sequence[Draft]) -> Tensor | None:
+        rows = [draft.told.attributes for draft in drafts]
+        known = [row for row in rows if row is not None]
+        if len(known) < len(rows):
+            return None
+        return self.statistics.standardise(torch.stack(known)).to(self.device)
+
+    def cut(self, draft: Draft, logits: NDArray[Any]) -> None:
+        """Chooses the level of a mask field, ``(N, I, J, K)``, and judges the mask."""
+        synthesis, values = self.recipe.synthesis, self.recipe.values
+        wanted, keep = draft.told.voxels(self.recipe.voxel_ml), synthesis.max_components
+        if not np.isfinite(logits).all():
+            raise BundleError(
+                "the weights make NaN or infinite values. They were damaged, or training had "
+                "diverged; copy them again, or train anew."
+            )
+        if len(logits) > 1:
+            draft.levelled = labels_at_volumes(logits, values, wanted, keep=keep)
+        elif wanted is None:
+            draft.levelled = mask_at_level(logits[0], 0.0, keep)
+        else:
+            total = cast(float, draft.told.total_ml) / self.recipe.voxel_ml
+            draft.levelled = mask_at_volume(logits[0], total, keep=keep)
+        draft.reason = fault(
+            draft.levelled,
+            asked=wanted,
+            allowed=cast("tuple[float, float] | None", self.limits),
+            values=values,
+            allow_border=synthesis.allow_border,
+        )
+
+    def finish(self, drafts: Sequence[Draft]) -> tuple[Tensor, Tensor]:
+        """Labels, ``(B, 1, I, J, K)``, and images in native units, ``(B, C, I, J, K)``."""
+        labels = torch.stack([torch.from_numpy(draft.label)[None] for draft in drafts])
+        images = torch.stack([cast(Tensor, draft.image) for draft in drafts])
+        if images.shape[2:] != self.grid.shape:
+            raise BundleError(
+                f"the network makes {tuple(images.shape[2:])} voxels; inference.json says "
+                f"{self.grid.shape}. Make `spatial_shape` agree with network_def."
+            )
+        return labels, self.recipe.to_native(images, self.statistics).cpu()
+
+    def records(self, drafts: Sequence[Draft], labels: Tensor, images: Tensor) -> list[Any]:
+        """What is known of samples so far."""
+        names = self.statistics.names
+        reached = mask_attributes(labels, self.grid.spacing, names)
+        return [
+            self._record(draft, image.numpy(), natural(names, row))
+            for draft, image, row in zip(drafts, images, reached, strict=True)
+        ]
+
+    def _record(
+        self, draft: Draft, image: NDArray[Any], reached: Mapping[str, float]
+    ) -> dict[str, Any]:
+        recipe, levelled = self.recipe, cast(Levelled, draft.levelled)
+        splits = {recipe.label_name(value): level for value, level in levelled.splits.items()}
+        foreground = levelled.label > 0
+        return {
+            "kind": recipe.synthesis.kind,
+            "seed": self.settings.seed,
+            "options": dict(self.settings.options),
+            "index": draft.index,
+            "device": self.device.type,
+            "condition": {
+                "asked": natural(self.statistics.names, draft.told.attributes),
+                "reached": reached,
+            },
+            "level": {"foreground": levelled.level, **splits},
+            "attempts": draft.attempt + 1,
+            "grid": describe_grid(self.grid),
+            "channels": describe_channels(recipe),
+            "labels": dict(recipe.labels),
+            "checks": {
+                "components": tidy(foreground).components,
+                "touches_border": touches_border(foreground),
+                "volume_asked_ml": draft.told.total_ml,
+                "volume_ml": int(foreground.sum()) * recipe.voxel_ml,
+                "volume_of_label_ml": {
+                    name: int((levelled.label == value).sum()) * recipe.voxel_ml
+                    for name, value in recipe.labels.items()
+                    if value
+                },
+                **measure_image(image, levelled.label, recipe),
+            },
+        }
+
+
+class JointMaker(Maker):
+    """Image and mask from one latent."""
+
+    network: LatentModel
+
+    def __init__(
+        self, network: LatentModel, recipe: Recipe, settings: Settings, device: torch.device
+    ) -> None:
+        super().__init__(network, recipe, settings, device)
+        self.network = network
+        if settings.mask is not None:
+            raise SettingError(
+                "a mask was given, but this bundle makes image and mask from one latent. Give it "
+                "to a two-stage bundle, which makes the image from the mask."
+            )
+
+    def fill(self, drafts: Sequence[Draft], size: int) -> None:
+        with torch.inference_mode(), exact_float32():
+            heads = self.decode(self.network, drafts, size)
+            logits = heads["mask"].logits.float().cpu().numpy()
+            images = heads["image"].mode().float()
+        for row, draft in enumerate(drafts):
+            self.cut(draft, logits[row])
+            draft.image = images[row]
+
+
+class TwoStageMaker(Maker):
+    """A mask from attributes, then an image from the mask; or an image for a given mask."""
+
+    network: TwoStageModel
+
+    def __init__(
+        self, network: TwoStageModel, recipe: Recipe, settings: Settings, device: torch.device
+    ) -> None:
+        super().__init__(network, recipe, settings, device)
+        self.network = network
+        self.given: NDArray[np.uint8] | None = None
+        if settings.mask is not None:
+            self.given, self.grid = fit_mask(settings.mask, recipe)
+        spare = [n - m for n, m in zip(recipe.spatial_shape, network.mask_shape, strict=True)]
+        if min(spare) < 0:
+            raise BundleError(
+                f"masks have {network.mask_shape} voxels, volumes {recipe.spatial_shape}; a mask "
+                f"must fit. Make `spatial_shape` in inference.json larger."
+            )
+        self.place = tuple(
+            slice(s // 2, s // 2 + m) for s, m in zip(spare, network.mask_shape, strict=True)
+        )
+
+    def drafts(self, indices: Sequence[int], attempt: int) -> list[Draft]:
+        begun = super().drafts(indices, attempt)
+        if self.given is not None:
+            for draft in begun:
+                draft.told = Told()
+        return begun
+
+    def fill(self, drafts: Sequence[Draft], size: int) -> None:
+        if self.given is not None:
+            tidied = tidy(self.given > 0, keep=self.given.size)
+            for draft in drafts:
+                draft.levelled = Levelled(self.given, 0.0, tidied)
+        else:
+            with torch.inference_mode(), exact_float32():
+                heads = self.decode(self.network.shape, drafts, size)
+                logits = heads["mask"].logits.float().cpu().numpy()
+            for row, draft in enumerate(drafts):
+                self.cut(draft, logits[row])
+                self._put_into_volume(draft)
+        kept = [draft for draft in drafts if draft.reason is None]
+        if kept:
+            self._paint(kept, size)
+
+    def _put_into_volume(self, draft: Draft) -> None:
+        levelled = cast(Levelled, draft.levelled)
+        label = np.zeros(self.grid.shape, dtype=np.uint8)
+        label[self.place] = levelled.label
+        draft.levelled = Levelled(label, levelled.level, levelled.tidied, levelled.splits)
+
+    def _paint(self, drafts: Sequence[Draft], size: int) -> None:
+        model = self.network.texture
+        masks = torch.stack([torch.from_numpy(draft.label)[None] for draft in drafts]).float()
+        generators = [draft.generator for draft in drafts]
+        with torch.inference_mode(), exact_float32():
+            condition = model.condition({"mask": filled(masks.to(self.device), size)})
+            z = self._texture_latents(model, generators)
+            images = model.decode(filled(z.to(self.device), size), condition)["image"].mode()
+        for row, draft in enumerate(drafts):
+            draft.image = images[row].float()
+
+    def _texture_latents(self, model: LatentModel, generators: Sequence[torch.Generator]) -> Tensor:
+        bottom = [n // s for n, s in zip(self.grid.shape, model.decoder.stride, strict=True)]
+        shape = (model.latent_shape[0], *bottom)
+        temperature = self.settings.temperature
+        if shape == model.latent_shape:
+            return model.sample_latent(len(generators), None, generators, temperature)
+        # The fitted prior is of one size; of another, only the standard normal is known.
+        noise = standard_normal((len(generators), *shape), generators)
+        return temperature * noise / model.latent_scale.cpu()
+
+
+def filled(x: Tensor, size: int) -> Tensor:
+    """Repeats the last row up to ``size`` rows, in the layout that convolutions are fastest in."""
+    if len(x) < size:
+        x = torch.cat([x, x[-1:].expand(size - len(x), *x.shape[1:])])
+    return x.contiguous(memory_format=torch.channels_last_3d) if x.ndim == 5 else x

@@ -1,0 +1,202 @@
+"""A folder of samples that nnU-Net, MONAI and a radiologist can read.
+
+::
+
+    imagesTr/CASE_0000.nii.gz   one file a channel
+    labelsTr/CASE.nii.gz        uint8
+    records/CASE.json           how the case was made
+    dataset.json                valid for nnU-Net v2 and as a MONAI data list
+    preview.png                 the first cases
+
+A case's record is written last, so a case with a record is whole. Everything about the folder is
+made from its records: ranges written apart, by several processes if need be, give the folder that
+one run gives.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medvae3d.data.volumes import read_mask, read_volume, write_bytes, write_edited, write_volume
+from medvae3d.errors import OutputError, SettingError
+from medvae3d.synthesis.generator import Sample
+from medvae3d.synthesis.preview import Panel, contact_sheet
+from medvae3d.synthesis.recipe import Recipe
+from medvae3d.synthesis.records import RUN_KEYS, plain, read_records, rejections, to_bytes
+
+IMAGES, LABELS, RECORDS = "imagesTr", "labelsTr", "records"
+PREVIEW_CASES = 6
+
+
+def require_own_folder(out: str | Path, run: Mapping[str, Any]) -> Path:
+    """Checks, before anything is made, that a folder holds at most other cases of the same run.
+
+    Args:
+        out: The folder; it need not exist.
+        run: What all cases of the run have in common; see `Provenance.run`.
+
+    Raises:
+        OutputError: If it holds the files of another run, or is no folder.
+    """
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file; samples need a folder. Choose another name.")
+    records = read_records(folder)
+    for record in records:
+        differing = [key for key in RUN_KEYS if record.get(key) != run[key]]
+        if differing:
+            key = differing[0]
+            raise OutputError(
+                f"{folder} holds cases of another run: {record['case']} has {key} "
+                f"{json.dumps(record.get(key))}, this run {json.dumps(run[key])}. Choose an empty "
+                f"folder; only ranges of one run can be put together."
+            )
+    own = str(run["bundle"]).rsplit(" ", 1)[0] + f"_s{run['seed']}_"
+    # Without its record, a case of this very run is one that another process is writing.
+    name = re.compile(re.escape(own) + r"\d{6,}(_\d{4})?\.nii\.gz")
+    for part in (IMAGES, LABELS):
+        for path in sorted((folder / part).glob("*")):
+            if not name.fullmatch(path.name) and not path.name.startswith("."):
+                raise OutputError(
+                    f"{folder} holds files of another run: {part}/{path.name} is no case of "
+                    f"{own}*. Choose an empty folder."
+                )
+    if not records and (folder / "dataset.json").exists():
+        raise OutputError(
+            f"{folder} holds a dataset.json without the records of its cases, so it is of another "
+            f"run. Choose an empty folder."
+        )
+    return folder
+
+
+def write_cases(
+    samples: Iterable[Sample],
+    out: str | Path,
+    recipe: Recipe,
+    run: Mapping[str, Any],
+    *,
+    threads: int = 2,
+    preview: bool = True,
+) -> Path:
+    """Writes samples as they come, and the files about them at the end.
+
+    Measured: compressing takes as long as decoding, and runs beside it in its own threads.
+
+    Args:
+        samples: Samples with complete records.
+        out: Folder; made if needed.
+        recipe: Says how channels are stored.
+        run: What all cases have in common; see `Provenance.run`.
+        threads: Cases written at a time.
+        preview: Whether to draw ``preview.png``.
+
+    Returns:
+        Path of ``dataset.json``.
+
+    Raises:
+        OutputError: If the folder holds the files of another run, or cannot be written.
+    """
+    if threads < 1:
+        raise SettingError(f"threads is {threads}; allowed is 1 or more.")
+    folder = require_own_folder(out, run)
+    waiting: deque[Future[None]] = deque()
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="medvae3d-write")
+    try:
+        for sample in samples:
+            waiting.append(pool.submit(_write_case, sample, folder, recipe))
+            # Only so many wait: a volume of a whole head is 100 MB.
+            while len(waiting) > threads:
+                waiting.popleft().result()
+        while waiting:
+            waiting.popleft().result()
+    finally:
+        for each in waiting:
+            each.cancel()
+        pool.shutdown(wait=True)
+        # Also after an interruption: what is whole so far is a data set.
+        records = read_records(folder)
+        if records:
+            write_bytes(folder / "dataset.json", to_bytes(describe(records, recipe)))
+    if preview:
+        write_preview(folder, recipe)
+    return folder / "dataset.json"
+
+
+def describe(records: Sequence[Mapping[str, Any]], recipe: Recipe) -> dict[str, Any]:
+    """The content of ``dataset.json``: nnU-Net's fields, MONAI's list, and where it comes from."""
+    first = records[0]
+    cases = [str(record["case"]) for record in records]
+    channels = range(len(recipe.channels))
+    return {
+        "name": str(first["bundle"]).rsplit(" ", 1)[0],
+        "description": f"Synthetic cases, made by medvae3d {first['medvae3d']}; no patients",
+        "synthetic": True,
+        "channel_names": {str(index): each.name for index, each in enumerate(recipe.channels)},
+        "labels": dict(recipe.labels),
+        "numTraining": len(cases),
+        "file_ending": ".nii.gz",
+        "licence": first.get("licence"),
+        "reference": "; ".join(first.get("cite") or []),
+        "run": {key: first.get(key) for key in RUN_KEYS},
+        "generation": rejections(records),
+        "training": [
+            {
+                "image": [f"{IMAGES}/{image_name(case, channel)}" for channel in channels],
+                "label": f"{LABELS}/{case}.nii.gz",
+            }
+            for case in cases
+        ],
+    }
+
+
+def image_name(case: str, channel: int) -> str:
+    """The file name of one channel, as nnU-Net wants it."""
+    return f"{case}_{channel:04d}.nii.gz"
+
+
+def _write_case(sample: Sample, folder: Path, recipe: Recipe) -> None:
+    case = str(sample.record["case"])
+    label = folder / LABELS / f"{case}.nii.gz"
+    images = [folder / IMAGES / image_name(case, c) for c in range(len(recipe.channels))]
+    record = folder / RECORDS / f"{case}.json"
+    content = to_bytes(plain(sample.record))
+    try:
+        if sample.inserted is None:
+            _write_made(sample, images, label, recipe)
+        else:
+            _write_inserted(sample, images, label, recipe)
+        write_bytes(record, content)
+    except BaseException:
+        # Nothing half-written stays, but a whole case of an earlier run does.
+        if not record.exists():
+            for path in (*images, label):
+                path.unlink(missing_ok=True)
+        raise
+
+
+def _write_made(sample: Sample, images: Sequence[Path], label: Path, recipe: Recipe) -> None:
+    for path, channel, array in zip(images, recipe.channels, sample.image.numpy(), strict=True):
+        write_volume(path, array, sample.grid, slope=channel.slope, dtype=channel.dtype, clip=True)
+    write_volume(label, sample.label[0].numpy(), sample.grid, dtype=np.uint8)
+
+
+def write_preview(folder: Path, recipe: Recipe, cases: int = PREVIEW_CASES) -> None:
+    """Draws the first cases of a folder, as they were stored."""
+    panels = []
+    for record in read_records(folder)[:cases]:
+        case = str(record["case"])
+        label = read_mask(folder / LABELS / f"{case}.nii.gz")
+        paths = [folder / IMAGES / image_name(case, c) for c in range(len(recipe.channels))]
+        image = np.stack([read_volume(path).array for path in paths])
+        volume = int((label.array > 0).sum()) * label.grid.voxel_volume_ml
+        title = f"{record['index']:06d}   {volume:.3g} ml"
+        panels.append(Panel(title, image, label.array, label.grid))
+    contact_sheet(panels, recipe.channels, folder / "preview.png")

@@ -1,0 +1,169 @@
+"""Stopping after any step and going on as if nothing had happened.
+
+One file holds everything that a later step depends on: weights, optimisers, slow copies, the
+gradient scaler, the position in the run and the best score so far. Noise and data order are
+functions of seed and step (see `medvae3d.training.trainer` and `medvae3d.training.loading`), so no
+state of a random generator needs to be kept.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from ignite.engine import Engine, Events
+
+from medvae3d.errors import BundleError, SettingError
+from medvae3d.training.ema import ExponentialMovingAverage
+from medvae3d.training.players import Player
+
+
+def save_atomically(state: object, path: str | os.PathLike[str]) -> None:
+    """Writes a file that is either the old one or the new one, never half of either."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def load_state(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads a file of tensors and plain values, and refuses anything that could run code.
+
+    Raises:
+        BundleError: If the file is missing, damaged, or holds more than plain data.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise BundleError(f"{path} does not exist. Train the bundle first, or check the path.") from None
+    except Exception as error:  # torch raises many types for damaged or foreign files
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BundleError(
+            f"{path} cannot be read as weights ({reason}). Expected: a file of tensors written by "
+            f"torch.save. Copy it again from its source, or train anew."
+        ) from error
+    if not isinstance(state, dict):
+        raise BundleError(f"{path} holds a {type(state).__name__}; expected a dictionary of tensors.")
+    return state
+
+
+class TrainStateSaver:
+    """Saves and restores the whole state of a run; attach it before other handlers.
+
+    Args:
+        path: The file; its name is longer than ``model.pt`` so that no viewer takes it for weights.
+        players: The players of the trainer.
+        ema: Slow copies, if there are any.
+        every_steps: Steps between two saves, besides one at each end of an epoch; 0 for none.
+        resume: Whether to start from the file if it exists.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        players: Sequence[Player],
+        ema: ExponentialMovingAverage | None = None,
+        every_steps: int = 0,
+        resume: bool = False,
+    ) -> None:
+        self.path = Path(path)
+        self.players = tuple(players)
+        self.ema = ema
+        self.every_steps = every_steps
+        self.resume = resume
+
+    def attach(self, engine: Engine) -> None:
+        """Registers saving and restoring with a trainer."""
+        engine.add_event_handler(Events.STARTED, self.restore)
+        if self.every_steps:
+            engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.every_steps), self.save)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+        engine.add_event_handler(Events.TERMINATE, self.save)
+
+    def save(self, engine: Any) -> None:
+        """Writes the state, from the first process only."""
+        if dist.is_available() and dist.is_initialized() and dist.get_rank():
+            return
+        state = {
+            "iteration": engine.state.iteration,
+            "epoch_length": engine.state.epoch_length,
+            "seed": engine.seed,
+            "best_metric": float(engine.state.best_metric),
+            "best_metric_epoch": int(engine.state.best_metric_epoch),
+            "players": {
+                player.name: {
+                    "network": player.network.state_dict(),
+                    "optimizer": player.optimizer.state_dict(),
+                }
+                for player in self.players
+            },
+            "ema": self.ema.state_dict() if self.ema else None,
+            "scaler": engine.grad_scaler.state_dict() if engine.grad_scaler else None,
+        }
+        save_atomically(state, self.path)
+
+    def restore(self, engine: Any) -> None:
+        """Puts a trainer where the file left it, if resuming and there is a file.
+
+        Raises:
+            SettingError: If the file is of another run.
+        """
+        if not (self.resume and self.path.exists()):
+            return
+        state = load_state(self.path)
+        found, wanted = set(state.get("players", {})), {player.name for player in self.players}
+        if found != wanted or state["epoch_length"] != engine.state.epoch_length:
+            raise SettingError(
+                f"{self.path} is of another run: players {sorted(found)} and "
+                f"{state.get('epoch_length')} steps an epoch; this run has {sorted(wanted)} and "
+                f"{engine.state.epoch_length}. Use the settings of that run, or another folder."
+            )
+        for player in self.players:
+            saved = state["players"][player.name]
+            player.network.load_state_dict(saved["network"])
+            player.optimizer.load_state_dict(saved["optimizer"])
+        if self.ema is not None and state["ema"] is not None:
+            self.ema.load_state_dict(state["ema"])
+        if engine.grad_scaler is not None and state["scaler"] is not None:
+            engine.grad_scaler.load_state_dict(state["scaler"])
+        engine.state.iteration = state["iteration"]
+        engine.state.epoch = state["iteration"] // state["epoch_length"]
+        engine.state.best_metric = state["best_metric"]
+        engine.state.best_metric_epoch = state["best_metric_epoch"]
+        engine.logger.info(f"resumed after step {state['iteration']} from {self.path}")
+
+
+class WeightsSaver:
+    """Writes the weights that a bundle ships, at the end of a run.
+
+    Args:
+        path: The file, ``model.pt``.
+        network: What to write: a flat state dictionary of it.
+    """
+
+    def __init__(self, path: str, network: torch.nn.Module) -> None:
+        self.path = Path(path)
+        self.network = network
+
+    def attach(self, engine: Engine) -> None:
+        """Registers the saver with a trainer; attach it after whatever is fitted at the end."""
+        engine.add_event_handler(Events.COMPLETED, self.save)
+
+    def save(self, engine: Engine | None = None) -> None:
+        """Writes the file."""
+        state = {
+            name: tensor.detach().cpu().contiguous()
+            for name, tensor in self.network.state_dict().items()
+        }
+        save_atomically(state, self.path)

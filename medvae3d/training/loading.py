@@ -1,0 +1,195 @@
+"""Batches as a pure function of seed and step, so that a resumed run sees what it would have seen.
+
+Whole volumes (after cropping and padding to one shape) are prepared once and kept in memory; what
+changes from step to step, the order and the augmentation, is drawn from a generator that is seeded
+with the run's seed and the step's number alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from medvae3d.data.attributes import mask_attributes
+from medvae3d.models.statistics import TrainingStatistics
+from medvae3d.seeding import derive_seed
+
+
+class Augmentation(Protocol):
+    """Changes image and mask of a batch together; see `medvae3d.data.augmentation`."""
+
+    def __call__(
+        self, batch: Mapping[str, Any], generator: torch.Generator | None = None
+    ) -> dict[str, Any]: ...
+
+
+class StepLoader:
+    """Endless batches over prepared cases, addressed by step.
+
+    Args:
+        dataset: Prepared cases, dictionaries with ``image``, ``label`` (a key may be missing where
+            a case has none) and optionally ``case``.
+        batch_size: Cases a batch and process.
+        seed: Seed of order and augmentation.
+        epoch_length: Steps that one epoch counts; one pass over the cases by default.
+        augmentation: Applied to whole batches; none by default.
+        rank: Number of this process; each takes its own part of every global batch.
+        world_size: Number of processes.
+    """
+
+    def __init__(
+        self,
+        dataset: Sequence[Mapping[str, Any]],
+        batch_size: int,
+        seed: int = 0,
+        epoch_length: int | None = None,
+        augmentation: Augmentation | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.seed = seed
+        per_epoch = -(-len(dataset) // (batch_size * world_size)) if len(dataset) else 0
+        self.epoch_length = per_epoch if epoch_length is None else epoch_length
+        self.augmentation = augmentation
+        self.rank = rank
+        self.world_size = world_size
+        self.first_step = 0
+
+    def __len__(self) -> int:
+        return self.epoch_length
+
+    def start_at(self, step: int) -> None:
+        """Makes the next iteration begin with the batch of this step."""
+        self.first_step = step
+
+    def indices(self, step: int) -> list[int]:
+        """Cases of this process in one step; every case comes once before any comes twice."""
+        size = self.batch_size * self.world_size
+        first = step * size + self.rank * self.batch_size
+        wanted = range(first, first + self.batch_size)
+        count, orders = len(self.dataset), {}
+        picked = []
+        for position in wanted:
+            turn, place = divmod(position, count)
+            if turn not in orders:
+                generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", turn))
+                orders[turn] = torch.randperm(count, generator=generator).tolist()
+            picked.append(orders[turn][place])
+        return picked
+
+    def batch(self, step: int) -> dict[str, Any]:
+        """The batch of one step."""
+        picked = self.indices(step)
+        batch = collate([self.dataset[index] for index in picked])
+        if self.augmentation is not None:
+            seed = derive_seed(self.seed, "augmentation", step, self.rank)
+            generator = torch.Generator().manual_seed(seed)
+            augment(batch, self.augmentation, generator)
+        return batch
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        step = self.first_step
+        while True:
+            yield self.batch(step)
+            step += 1
+
+
+class CaseLoader:
+    """All prepared cases once, in their order, as batches; for validation.
+
+    Args:
+        dataset: See `StepLoader`.
+        batch_size: Cases a batch; the last one may be smaller.
+    """
+
+    def __init__(self, dataset: Sequence[Mapping[str, Any]], batch_size: int = 1) -> None:
+        self.dataset = dataset
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.dataset) // self.batch_size)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for first in range(0, len(self.dataset), self.batch_size):
+            last = min(first + self.batch_size, len(self.dataset))
+            yield collate([self.dataset[index] for index in range(first, last)])
+
+
+def augment(batch: dict[str, Any], augmentation: Augmentation, generator: torch.Generator) -> None:
+    """Augments image and mask of a batch in place; where the image was observed moves along."""
+    image = batch["image"]
+    valid = batch.get("valid")
+    if valid is not None:
+        # As one more channel from -1 to 1: what comes in from beyond the border is not observed.
+        image = torch.cat([image, 2 * valid.expand(-1, -1, *image.shape[2:]) - 1], dim=1)
+    changed = augmentation({"image": image, "mask": batch["mask"]}, generator)
+    image, batch["mask"] = changed["image"], changed["mask"]
+    if valid is not None:
+        image, moved = image[:, :-1], image[:, -1:]
+        batch["valid"] = (moved > 0.5).float()
+    batch["image"] = image
+
+
+def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Stacks prepared cases into one batch of plain tensors, with the names of its cases."""
+    masks = torch.stack([torch.as_tensor(item["label"]) for item in items])
+    channels = max((len(item["image"]) for item in items if "image" in item), default=1)
+    blank = torch.zeros(channels, *masks.shape[2:])
+    images = [torch.as_tensor(item["image"]) if "image" in item else blank for item in items]
+    valid = torch.stack([_observed(item, masks[0]) for item in items])
+    batch: dict[str, Any] = {
+        "image": torch.stack(images).float(),
+        "mask": masks.float(),
+        "case": [str(item.get("case", index)) for index, item in enumerate(items)],
+    }
+    if not bool(valid.all()):
+        batch["valid"] = valid
+    return {key: plain(value) for key, value in batch.items()}
+
+
+def _observed(item: Mapping[str, Any], like: Tensor) -> Tensor:
+    """Where the image of a case was observed, ``(1, I, J, K)``."""
+    if "image" not in item:
+        return torch.zeros(1, *like.shape[1:])
+    if "valid" in item:
+        return torch.as_tensor(item["valid"]).float()
+    return torch.ones(1, *like.shape[1:])
+
+
+def plain(value: Any) -> Any:
+    """A tensor without metadata; anything else as it is."""
+    return value.as_tensor() if hasattr(value, "as_tensor") else value
+
+
+class BatchPreparation:
+    """Moves a batch to the device and adds the attributes of its masks.
+
+    Args:
+        statistics: Where attributes are standardised; fitted or not.
+        spacing_mm: Size of a voxel along (I, J, K).
+    """
+
+    def __init__(self, statistics: TrainingStatistics, spacing_mm: Sequence[float]) -> None:
+        self.statistics = statistics
+        self.spacing_mm = tuple(float(s) for s in spacing_mm)
+
+    def __call__(
+        self, batch: Mapping[str, Any], device: torch.device | str, non_blocking: bool = False
+    ) -> dict[str, Any]:
+        moved = {
+            key: value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
+            for key, value in batch.items()
+        }
+        if self.statistics.names:
+            values = self.attributes(moved["mask"])
+            moved["attributes"] = self.statistics.standardise(values)
+        return moved
+
+    def attributes(self, mask: Tensor) -> Tensor:
+        """Natural attribute values of label maps, ``(B, F)``."""
+        return mask_attributes(mask, self.spacing_mm, self.statistics.names)

@@ -1,0 +1,256 @@
+"""Who owns which parameters and minimises which objective.
+
+One player is a VAE, two are a GAN, three and four are two adversarial models that train side by
+side. The trainer does not know: in each step it hands every player its turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from medvae3d.errors import NonFiniteTermError
+from medvae3d.models.latent import Batch, LatentModel, Trace
+from medvae3d.objectives.adversarial import discriminator_loss, pair
+from medvae3d.objectives.schedules import Schedule
+from medvae3d.objectives.terms import Objective
+
+Select = Callable[[Batch], Mapping[str, Any]]
+
+
+@dataclass
+class Turn:
+    """What the players of one step share.
+
+    Attributes:
+        batch: The prepared batch.
+        step: Number of the step, from 0.
+        generator: Source of all noise of this step.
+        accumulate: Number of batches whose gradients are added up before an update.
+        scaler: Gradient scaler, where float16 needs one.
+        traces: What each model made of the batch, by the player's name.
+        log: Values for the log, by name.
+    """
+
+    batch: Batch
+    step: int
+    generator: torch.Generator
+    accumulate: int = 1
+    scaler: torch.amp.GradScaler | None = None
+    traces: dict[str, tuple[Trace, Batch]] = field(default_factory=dict)
+    log: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether gradients start from nothing in this step."""
+        return self.step % self.accumulate == 0
+
+    @property
+    def is_last(self) -> bool:
+        """Whether parameters are updated in this step."""
+        return (self.step + 1) % self.accumulate == 0
+
+
+class Player:
+    """Parameters, an objective and an optimiser; subclasses say what a turn is.
+
+    Args:
+        name: Names the player in logs and checkpoints.
+        network: The module whose parameters the optimiser holds.
+        optimizer: Updates them.
+        start: First step of the player.
+        stop: Step from which the player rests; never by default.
+        clip_norm: Largest norm of the gradient; 0 for no limit.
+        rate: Factor of the optimiser's learning rates by step; constant by default.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        network: nn.Module,
+        optimizer: Optimizer,
+        start: int = 0,
+        stop: int | None = None,
+        clip_norm: float = 0.0,
+        rate: Schedule | None = None,
+    ) -> None:
+        self.name = name
+        self.network = network
+        self.optimizer = optimizer
+        self.start = start
+        self.stop = stop
+        self.clip_norm = clip_norm
+        self.rate = rate
+        self._rates = [float(group["lr"]) for group in optimizer.param_groups]
+
+    def is_active(self, step: int) -> bool:
+        """Whether the player has a turn in this step."""
+        return self.start <= step and (self.stop is None or step < self.stop)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What the optimiser updates."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def play(self, turn: Turn, autocast: Any) -> None:
+        """Runs one step of the player."""
+        raise TypeError(f"{type(self).__name__} does not say what its turn is")
+
+    def _update(self, loss: Tensor, turn: Turn) -> None:
+        """Adds the gradient of a loss, averages over processes, and steps when it is time."""
+        if turn.is_first:
+            self.optimizer.zero_grad(set_to_none=True)
+        loss = loss / turn.accumulate
+        (turn.scaler.scale(loss) if turn.scaler else loss).backward()
+        if not turn.is_last:
+            return
+        if self.rate is not None:
+            for group, first in zip(self.optimizer.param_groups, self._rates, strict=True):
+                group["lr"] = first * self.rate(turn.step)
+        parameters = [p for p in self.parameters() if p.grad is not None]
+        average_gradients(parameters)
+        if turn.scaler:
+            turn.scaler.unscale_(self.optimizer)
+        limit = self.clip_norm or float("inf")
+        norm = nn.utils.clip_grad_norm_(parameters, limit)
+        turn.log[f"{self.name}/gradient_norm"] = float(norm)
+        if turn.scaler:
+            turn.scaler.step(self.optimizer)  # skips the step by itself when not finite
+            return
+        if not torch.isfinite(norm):
+            cases = ", ".join(turn.batch.get("case", [])) or "unnamed cases"
+            raise NonFiniteTermError(
+                f"step {turn.step}: the gradient of {self.name} is not finite ({cases}). "
+                f"Lower its learning rate or the flow's step size, or train in float32; "
+                f"the last checkpoint is intact."
+            )
+        self.optimizer.step()
+
+
+def average_gradients(parameters: list[nn.Parameter]) -> None:
+    """Averages gradients over processes, if there are several.
+
+    The flow differentiates inside of its forward pass and several losses share one network, which
+    the hooks of ``DistributedDataParallel`` do not expect; one flat reduction after the backward
+    pass does the same work.
+    """
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return
+    grads = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([grad.reshape(-1) for grad in grads])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for grad, piece in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+        grad.copy_(piece.reshape(grad.shape))
+
+
+class ModelPlayer(Player):
+    """Trains a latent model on its objective.
+
+    Args:
+        network: The model.
+        objective: Weighted terms of trace and batch.
+        optimizer: Updates the model.
+        name: See `Player`.
+        select: Picks what of a batch this model sees, such as the cases that have an image.
+        flow_start: First step that runs the flow; before, the model trains as a VAE.
+        **options: See `Player`.
+    """
+
+    def __init__(
+        self,
+        network: LatentModel,
+        objective: Objective,
+        optimizer: Optimizer,
+        name: str = "model",
+        select: Select | None = None,
+        flow_start: int = 0,
+        **options: Any,
+    ) -> None:
+        super().__init__(name, network, optimizer, **options)
+        self.model = network
+        self.objective = objective
+        self.select = select
+        self.flow_start = flow_start
+
+    def play(self, turn: Turn, autocast: Any) -> None:
+        batch = self.select(turn.batch) if self.select else turn.batch
+        if not len(batch["mask"]):
+            return
+        with autocast():
+            trace = self.model.trace(
+                batch, turn.generator, with_flow=turn.step >= self.flow_start
+            )
+            loss, values = self.objective(trace, batch, turn.step)
+        self._update(loss, turn)
+        turn.traces[self.name] = (trace, batch)
+        turn.log.update({f"{self.name}/{key}": float(value) for key, value in values.items()})
+        turn.log[f"{self.name}/loss"] = float(loss.detach())
+        if trace.flowed.num_gradients:
+            error = (trace.flowed.last_energy - trace.flowed.first_energy).abs().median()
+            turn.log[f"{self.name}/energy_error"] = float(error)
+
+
+class DiscriminatorPlayer(Player):
+    """Trains a discriminator to tell real volumes from what a model made of them.
+
+    Its parameters take gradients in its own turn only, so that a model may be judged by it
+    without filling its gradients.
+
+    Args:
+        network: The discriminator.
+        optimizer: Updates it.
+        source: Name of the model player whose volumes are the fakes.
+        kind: ``hinge`` or ``least_squares``.
+        mask_smoothing: See `medvae3d.objectives.adversarial.pair`.
+        name: See `Player`.
+        **options: See `Player`.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: Optimizer,
+        source: str = "model",
+        kind: str = "hinge",
+        mask_smoothing: float = 0.0,
+        name: str = "discriminator",
+        **options: Any,
+    ) -> None:
+        super().__init__(name, network, optimizer, **options)
+        self.mask_smoothing = mask_smoothing
+        self.source = source
+        self.kind = kind
+        network.requires_grad_(False)
+
+    def play(self, turn: Turn, autocast: Any) -> None:
+        if self.source not in turn.traces:
+            return
+        trace, batch = turn.traces[self.source]
+        self.network.requires_grad_(True)
+        with autocast():
+            smoothing = self.mask_smoothing
+            real = pair(batch, trace=trace, real=True, mask_smoothing=smoothing)
+            fake = pair(batch, trace=trace, real=False, mask_smoothing=smoothing).detach()
+            loss, accuracy = discriminator_loss(self.network, real, fake, self.kind)
+        self._update(loss, turn)
+        self.network.requires_grad_(False)
+        turn.log[f"{self.name}/loss"] = float(loss.detach())
+        turn.log[f"{self.name}/accuracy"] = float(accuracy)
+
+
+def with_image(batch: Batch) -> dict[str, Any]:
+    """The part of a batch whose cases have an image; a `select` for the second stage."""
+    valid = batch.get("valid")
+    if valid is None:
+        return dict(batch)
+    keep = valid.reshape(len(valid), -1).amax(1) > 0
+    names = [case for case, kept in zip(batch["case"], keep.tolist(), strict=True) if kept]
+    picked = {k: v[keep] if isinstance(v, Tensor) else v for k, v in batch.items()}
+    picked.pop("valid")
+    return {**picked, "case": names}

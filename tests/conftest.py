@@ -1,0 +1,36 @@
+"""What many tests need: the package itself, a small phantom data set, real data where present."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+import medvae3d
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def package() -> Path:
+    """Folder of the package."""
+    return Path(medvae3d.__file__).parent
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder with the real data sets; tests that need them are skipped without."""
+    folder = Path(os.environ.get("MEDVAE3D_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not (folder / "hippocampus" / "datalist.json").is_file():
+        pytest.skip("no real data: set MEDVAE3D_DATA to the folder that holds them")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def phantom_list(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data list of ten phantoms of 24 x 28 x 24 voxels, 7 mm; do not write into its folder."""
+    from medvae3d.data.phantom import write_phantoms
+
+    folder = tmp_path_factory.mktemp("phantoms")
+    return write_phantoms(folder, 10, 0, shape=(24, 28, 24), spacing=(7.0, 7.0, 7.0))
