@@ -35,7 +35,8 @@ CHANNELS = [
 ]
 SIZES: dict[str, Any] = {"channels": [4, 8], "latent_channels": 4, "components": 0}
 JOINT: dict[str, Any] = {
-    "_target_": "medvae3d.models.zoo.vae",
+    "_target_": "medvae3d.models.zoo.hvae",
+    "num_steps": 1,
     "spatial_shape": [SIDE] * 3,
     "image_channels": 2,
     "vector_latent": True,
@@ -117,7 +118,7 @@ def _weights(name: str) -> dict[str, Tensor]:
     first = network.shape if isinstance(network, TwoStageModel) else network
     _teach(network, first, name, generator)
     if isinstance(network, TwoStageModel):
-        _teach(network, network.texture, name, generator, steps=30)
+        _teach(network, network.texture, name, generator, steps=15)
     return {key: value.clone() for key, value in network.state_dict().items()}
 
 
@@ -126,15 +127,15 @@ def _mask(labels: Tensor, name: str) -> Tensor:
 
 
 def _teach(
-    network: Any, model: LatentModel, name: str, generator: torch.Generator, steps: int = 120
+    network: Any, model: LatentModel, name: str, generator: torch.Generator, steps: int = 140
 ) -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(steps):
-        mask = _mask(balls(8, generator), name)
+        mask = _mask(balls(4, generator), name)
         told = mask_attributes(mask, SPACING, network.statistics.names)
         batch = {"mask": mask, "attributes": network.statistics.standardise(told)}
         condition = model.condition(batch)
-        z = torch.randn(8, *model.latent_shape, generator=generator)
+        z = torch.randn(4, *model.latent_shape, generator=generator)
         heads = model.decode(z, condition)
         image = (0.8 * mask.clamp_max(1) - 0.5).expand(-1, model.image_channels, -1, -1, -1)
         fit = model.log_likelihood(heads, {"mask": mask, "image": image})
@@ -168,5 +169,3 @@ def write_bundle(
     (folder / "docs" / "data_license.txt").write_text("1. Balls: public domain\n   more\n")
     torch.save(taught(network).state_dict(), folder / "models" / "model.pt")
     return folder
-
-

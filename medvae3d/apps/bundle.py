@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from monai.bundle import ConfigParser
@@ -20,9 +21,12 @@ from torch import nn
 
 from medvae3d.data.volumes import Volume, read_mask
 from medvae3d.errors import BundleError, MedvaeError, SettingError, UnreadableFileError
+from medvae3d.models.statistics import TrainingStatistics
 from medvae3d.models.two_stage import TwoStageModel
-from medvae3d.synthesis.conditions import VolumeRequest
+from medvae3d.synthesis.conditions import ConditionDraw, VolumeRequest
 from medvae3d.synthesis.generator import Progress, Request, Sample, generate
+from medvae3d.synthesis.hosts import HostScan, phantom_host, read_host
+from medvae3d.synthesis.insertion import insert_lesions
 from medvae3d.synthesis.recipe import Recipe
 from medvae3d.synthesis.records import Provenance
 from medvae3d.synthesis.writing import write_cases
@@ -32,6 +36,9 @@ RECIPE_IDS = ("channels", "labels", "spacing", "spatial_shape", "synthesis")
 PACKAGE = Path(__file__).resolve().parents[1]
 # A source checkout has them beside the package, a wheel inside of it.
 SHIPPED = (PACKAGE.parent / "bundles", PACKAGE / "_bundles")
+
+# Hosts kept in memory while they are used in turn: a head of four channels takes 150 MB.
+MOST_HOSTS = 4
 
 FilePath: TypeAlias = "str | Path"
 Hosts: TypeAlias = "Sequence[FilePath | Sequence[FilePath]]"
@@ -120,7 +127,7 @@ class Bundle:
                     f"{self.name} makes whole volumes from one latent and cannot put lesions into "
                     f"a host. Leave out --host, or use a two-stage bundle."
                 )
-            return insert_all(self, self.network, request, wanted, progress)
+            return self._insert(request, wanted, progress)
         if wanted != HostRequest():
             raise SettingError(
                 f"--lesions, --at and --host-label are for lesions put into a host; {self.name} "
@@ -170,6 +177,63 @@ class Bundle:
         samples = self.generate(count, seed, **options)
         write_cases(samples, out, self.recipe, samples.run, threads=threads, preview=preview)
         return Path(out)
+
+    def _insert(self, request: Request, wanted: HostRequest, progress: Progress | None) -> Samples:
+        """Puts lesions into hosts, or into phantoms where there are none."""
+        if isinstance(request.volume_ml, Mapping):
+            raise SettingError(
+                "volumes were asked for by label; lesions put into a host have one volume each. "
+                "Write it as LOW:HIGH."
+            )
+        options = {**request.options(self.recipe), **wanted.options()}
+        run = {"kind": "insertion", "seed": request.seed, "options": options}
+        if self.statistics.names:
+            ConditionDraw(self.statistics, self.recipe, request.volume_ml, request.extrapolate)
+        return self.samples(run, self._inserted(request, wanted, run, progress))
+
+    def _inserted(
+        self,
+        request: Request,
+        wanted: HostRequest,
+        run: Mapping[str, Any],
+        progress: Progress | None,
+    ) -> Iterator[Sample]:
+        chosen: dict[str, Any] = {}
+        if wanted.lesions is not None:
+            chosen["lesions"] = wanted.lesions
+        rejected: Counter[str] = Counter()
+        read: dict[int, HostScan] = {}
+        for done, index in enumerate(request.indices, start=1):
+            turn = index % len(wanted.hosts) if wanted.hosts else index
+            if turn not in read:
+                if len(read) >= MOST_HOSTS:
+                    read.clear()
+                read[turn] = wanted.host(turn, self.recipe, request.seed)
+            sample = insert_lesions(
+                read[turn],
+                self.network,
+                self.recipe,
+                seed=request.seed,
+                index=index,
+                volume_ml=cast("tuple[float, float] | None", request.volume_ml),
+                at_mm=wanted.at_mm,
+                mask=request.mask,
+                extrapolate=request.extrapolate,
+                allow_overlap=wanted.allow_overlap,
+                temperature=request.temperature_for(self.recipe),
+                device=self.device,
+                **chosen,
+            ).as_sample()
+            record = {"device": self.device.type, **sample.record, **run}
+            rejected.update(record.get("rejected", {}))
+            if progress is not None:
+                progress(done, request.count, dict(rejected))
+            yield replace(sample, record=record)
+
+    @property
+    def statistics(self) -> TrainingStatistics:
+        """What the weights remember of their training set."""
+        return cast(TrainingStatistics, self.network.statistics)
 
     def _grouped(self, hosts: Hosts) -> tuple[tuple[Path, ...], ...]:
         """One tuple of channel files a host; a flat list is cut into such groups."""
@@ -234,11 +298,17 @@ class HostRequest:
                 f"on, the smaller one first. Write them as LOW:HIGH."
             )
 
+    def host(self, turn: int, recipe: Recipe, seed: int) -> HostScan:
+        """Reads a host by its turn, or draws a phantom."""
+        if not self.hosts:
+            return phantom_host(recipe, seed, turn)
+        return read_host(self.hosts[turn], self.labels[turn] if self.labels else None, recipe)
+
     def options(self) -> dict[str, Any]:
         """All of it in the words of a record; files by name and size."""
         return {
             "lesions": self.lesions,
-            "at_mm": self.at_mm,
+            "at_mm": None if self.at_mm is None else [float(v) for v in self.at_mm],
             "allow_overlap": self.allow_overlap,
             "hosts": [[_named(path) for path in host] for host in self.hosts],
             "host_labels": [_named(path) for path in self.labels],

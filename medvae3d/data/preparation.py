@@ -45,6 +45,12 @@ def read_items(datalist: str, split: str, *, with_image: bool = False) -> list[d
     return [item for item in items if "image" in item or not with_image]
 
 
+def imaged(dataset: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The prepared cases that have an image."""
+    cases = (dataset[index] for index in range(len(dataset)))
+    return [case for case in cases if "image" in case]
+
+
 class FirstChannelsd(MapTransform):
     """Keeps the first channels of images that bring more than a model reads.
 

@@ -38,8 +38,12 @@ def require_values(mask: Tensor | np.ndarray, values: Sequence[int], what: str =
     Raises:
         LabelError: If not, with the values found.
     """
-    found = torch.as_tensor(np.asarray(mask) if not isinstance(mask, Tensor) else mask).unique()
-    unknown = [float(v) for v in found.tolist() if v not in values]
+    given = torch.as_tensor(np.asarray(mask)) if not isinstance(mask, Tensor) else mask
+    given = given.as_subclass(Tensor)
+    known = torch.zeros(given.shape, dtype=torch.bool, device=given.device)
+    for value in values:  # a few passes cost less than sorting a whole head
+        known |= given == value
+    unknown = [] if bool(known.all()) else [float(v) for v in given[~known].unique().tolist()]
     if unknown:
         shown = ", ".join(f"{v:g}" for v in unknown[:8]) + (", ..." if len(unknown) > 8 else "")
         raise LabelError(
@@ -161,6 +165,8 @@ class LabelSpacingd(MapTransform, InvertibleTransform):
         allow_missing_keys: Whether entries may be absent.
     """
 
+    KEPT = "label_spacing_kept"
+
     def __init__(
         self,
         keys: KeysCollection,
@@ -176,14 +182,22 @@ class LabelSpacingd(MapTransform, InvertibleTransform):
         changed = dict(data)
         for key in self.key_iterator(changed):
             require_values(changed[key], self.values, what=str(key))
-            changed[key] = self._through(changed[key], self.spacing)
+            if self._has_spacing(changed[key]):
+                changed[key].meta[self.KEPT] = True
+            else:
+                changed[key] = self._through(changed[key], self.spacing)
         return changed
 
     def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         changed = dict(data)
         for key in self.key_iterator(changed):
-            changed[key] = self._through(changed[key], self.spacing.inverse)
+            if not changed[key].meta.pop(self.KEPT, False):
+                changed[key] = self._through(changed[key], self.spacing.inverse)
         return changed
+
+    def _has_spacing(self, mask: MetaTensor) -> bool:
+        wanted = torch.as_tensor(self.spacing.pixdim, dtype=mask.pixdim.dtype)
+        return bool(torch.allclose(mask.pixdim, wanted.expand(3), rtol=0, atol=1e-4))
 
     def _through(self, mask: MetaTensor, resample: Any) -> MetaTensor:
         shares = MetaTensor(

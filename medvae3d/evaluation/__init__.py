@@ -1,1 +1,1 @@
-"""How good the volumes are: scores on cases that the model has not seen."""
+"""How good a model and what it makes are, on cases that it has not seen."""

@@ -230,7 +230,7 @@ def pavae(
         context=LesionContext(image_channels, context_dilation, dropout=context_dropout),
         dropout=dropout,
         statistics=TrainingStatistics(),
-        **(texture or {}),
+        **{"likelihood": "laplace", **(texture or {})},
     )
     statistics = TrainingStatistics(attributes, image_channels, location_size=location_size)
     return TwoStageModel(first, second, tuple(mask_shape), statistics)

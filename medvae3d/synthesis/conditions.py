@@ -271,7 +271,7 @@ def fit_mask(mask: Volume, recipe: Recipe) -> tuple[NDArray[np.uint8], Grid]:
         shape = tuple(int(n) + 1 for n in np.ceil((high - low) / recipe.spacing))
         affine = aligned.copy()
         affine[:3, 3] = (low + high) / 2 - (np.array(shape) - 1) / 2 * recipe.spacing
-        label = resample_to_grid(array[None], grid.affine, shape, affine, "label")
+        label = resample_to_grid(array[None], grid.affine.copy(), shape, affine, "label")
         array, grid = label[0].numpy(), Grid(cast(Triple, shape), affine)
     box = bounding_box(array > 0)
     if box is None:

@@ -11,7 +11,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ from medvae3d.geometry import Grid
 from medvae3d.synthesis.conditions import VolumeRequest
 from medvae3d.synthesis.makers import Draft, Maker, Settings, make_maker
 from medvae3d.synthesis.recipe import Recipe
+
+if TYPE_CHECKING:
+    from medvae3d.synthesis.insertion import Inserted
 
 Progress: TypeAlias = Callable[[int, int, Mapping[str, int]], None]
 """Told after each sample: samples made, samples wanted, rejected draws by reason."""
@@ -84,15 +87,20 @@ class Request:
     def options(self, recipe: Recipe) -> dict[str, Any]:
         """All that changes a sample besides seed and index, for its record."""
         return {
-            "volume_ml": self.volume_ml,
+            "volume_ml": self._volumes(),
             "temperature": self.temperature_for(recipe),
             "extrapolate": self.extrapolate,
             "mask": None if self.mask is None else _fingerprint(self.mask),
         }
 
+    def _volumes(self) -> Any:
+        """The ranges as floats: 4 and 4.0 ask for the same, and must read the same."""
+        ranges = {name: [float(v) for v in pair] for name, pair in self.ranges_ml.items()}
+        return ranges.get("", ranges or None)
+
     def temperature_for(self, recipe: Recipe) -> float:
         """The temperature, that of the recipe if none was asked for."""
-        return recipe.synthesis.temperature if self.temperature is None else self.temperature
+        return float(recipe.synthesis.temperature if self.temperature is None else self.temperature)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,14 +112,14 @@ class Sample:
         label: Label values, uint8, :math:`(1, I, J, K)`.
         grid: Where the voxels lie.
         record: How it was made; see `medvae3d.synthesis.records`.
-        inserted: The host and what was changed of it, if lesions were put into one.
+        inserted: The host and what of it was changed, if lesions were put into one.
     """
 
     image: Tensor = field(repr=False)
     label: Tensor = field(repr=False)
     grid: Grid
     record: Mapping[str, Any] = field(repr=False)
-    inserted: Any = field(default=None, repr=False)
+    inserted: Inserted | None = field(default=None, repr=False)
 
 
 def generate(

@@ -1,46 +1,37 @@
-r"""Real scans that lesions are put into: reading, checking, and going to the weights' own axes.
-
-A host keeps its grid. Networks see it in a frame of their own, axes right, anterior, superior at
-the voxel size of training. Along an axis of the right voxel size that is a transpose and a flip and
-nothing is interpolated; along any other it is linear interpolation, widened to an average where
-voxels get larger:
-
-.. math:: y_m = \frac{\sum_h w\big((m s + o - h) / \max(1, s)\big)\, x_h}{\sum_h w(\cdot)}, \qquad
-   w(t) = \max(0, 1 - |t|)
-
-with :math:`s` source voxels per target voxel. The frame turns with the host: an oblique scan is
-not resampled for being oblique.
-"""
+"""Real scans that lesions are put into: reading and checking them, and what stands in for one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import nibabel as nib
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
 
 from medvae3d.data.phantom import CHANNELS as PHANTOM_CHANNELS
 from medvae3d.data.phantom import case_seed, phantom_case
 from medvae3d.data.volumes import Volume, encode, read_mask, read_volume, write_edited, write_volume
 from medvae3d.errors import GridError, IntensityError, LabelError, SettingError
-from medvae3d.geometry import Grid, Triple, TripleMM
-from medvae3d.synthesis.placement import find_brain
+from medvae3d.geometry import Grid
+from medvae3d.models.two_stage import TwoStageModel
+from medvae3d.synthesis.frames import Frame
+from medvae3d.synthesis.placement import Site, find_brain
 from medvae3d.synthesis.recipe import Channel, Recipe
 
 if TYPE_CHECKING:
     from os import PathLike
 
+    from numpy.typing import NDArray
+
     Floats = NDArray[np.float32]
     Mask = NDArray[np.bool_]
     Slices = tuple[slice, slice, slice]
 
-# Voxel sizes that differ by less than this are one: over a lesion of 30 voxels it makes 0.3.
-SAME_SPACING = 0.01
 PHANTOM_SHAPE = (96, 112, 96)
 
 
@@ -143,7 +134,9 @@ def read_host(
             f"{brain or paths[0]}: the brain mask meets no voxel of the image above 0. Give the "
             f"brain mask of this very scan."
         )
-    return HostScan(volumes, there, inside, first.path.name.removesuffix(".gz").removesuffix(".nii"))
+    return HostScan(
+        volumes, there, inside, first.path.name.removesuffix(".gz").removesuffix(".nii")
+    )
 
 
 def phantom_host(recipe: Recipe, seed: int, index: int) -> HostScan:
@@ -214,7 +207,9 @@ def _brain(first: Volume, path: str | PathLike[str] | None, channel: Channel) ->
         given = read_mask(path, what="brain mask")
         first.grid.require_same(given.grid, this=str(first.path), that=str(path))
         if not given.array.any():
-            raise LabelError(f"{path} is empty; a brain mask needs voxels. Leave it out, or fix it.")
+            raise LabelError(
+                f"{path} is empty; a brain mask needs voxels. Leave it out, or fix it."
+            )
         return given.array > 0
     axes = Frame.of(first.grid, first.grid.spacing)
     image = axes.reorient(first.array)
@@ -224,156 +219,74 @@ def _brain(first: Volume, path: str | PathLike[str] | None, channel: Channel) ->
     return np.ascontiguousarray(axes.restore(inside))
 
 
-@dataclass(frozen=True)
-class Frame:
-    """The axes of a host in the order right, anterior, superior, at the weights' voxel size.
+@dataclass(eq=False)
+class Scan:
+    """A host, and the same in the frame of the weights.
 
     Attributes:
-        host: The host's own grid.
-        order: Which axis of the host is the first, second and third of the frame.
-        flips: Which axes of the frame run against the host's.
-        steps: Voxels of the host per voxel of the frame, along the frame's axes; exactly 1 where
-            nothing is interpolated.
-        shape: Voxels of the frame.
+        host: The scan.
+        frame: The weights' axes and voxel size, laid over it.
+        image: Native units in the frame, :math:`(C, I, J, K)`.
+        normalised: Network values in the frame, :math:`(1, C, I, J, K)`.
+        params: What normalised each channel, to undo it.
+        site: Where lesions may go, in the frame.
+        added: New lesions, on the host's own voxels.
+        is_extracted: Whether the weights only know brains without their skull.
     """
 
-    host: Grid
-    order: Triple
-    flips: tuple[bool, bool, bool]
-    steps: TripleMM
-    shape: Triple
+    host: HostScan
+    frame: Frame
+    image: Floats
+    normalised: Tensor
+    params: list[Any]
+    site: Site
+    added: Mask
+    is_extracted: bool
 
     @classmethod
-    def of(cls, host: Grid, spacing: Sequence[float]) -> Frame:
-        """Lays a frame over a host; centre on centre.
+    def of(cls, host: HostScan, model: TwoStageModel, recipe: Recipe, allow_overlap: bool) -> Scan:
+        """Brings a host into the frame and works out where lesions may go.
 
-        Args:
-            host: The host's grid.
-            spacing: Voxel size of the weights in mm along right, anterior, superior.
+        Raises:
+            LabelError: If no brain is left at the voxel size of the weights.
         """
-        axes = nib.io_orientation(host.affine)
-        order = tuple(int(np.flatnonzero(axes[:, 0] == axis)[0]) for axis in range(3))
-        flips = tuple(bool(axes[axis, 1] < 0) for axis in order)
-        steps, shape = [], []
-        for axis, wanted in zip(order, spacing, strict=True):
-            step = float(wanted) / host.spacing[axis]
-            step = 1.0 if abs(step - 1) <= SAME_SPACING else step
-            steps.append(step)
-            shape.append(max(1, int(np.ceil(host.shape[axis] / step - 1e-6))))
-        return cls(
-            host,
-            cast(Triple, order),
-            cast("tuple[bool, bool, bool]", flips),
-            cast(TripleMM, tuple(steps)),
-            cast(Triple, tuple(shape)),
+        frame = Frame.of(host.grid, recipe.spacing)
+        image = frame.to_frame(host.image)
+        brain = frame.to_frame(host.brain) > 0.5
+        # Any share counts: half of a voxel of lesion is lesion to keep away from.
+        taken = frame.to_frame(host.label > 0) > 0.01
+        if not brain.any():
+            raise LabelError(
+                f"{host.name} has no brain at the voxel size of the weights. Give a brain mask."
+            )
+        location_map = model.statistics.location_map
+        is_mr = recipe.channels[0].intensity.kind == "percentile"
+        site = Site.of(image[0], brain, taken, location_map, finds_tissue=is_mr)
+        site.keep_apart = not allow_overlap
+        tensor = torch.from_numpy(image)
+        inside = torch.from_numpy(brain)
+        rows, params = [], []
+        for channel, values in zip(recipe.channels, tensor, strict=True):
+            # As in training, where percentiles were taken over what is not air.
+            row, pair = channel.intensity.normalize_with(values, inside & (values > 0))
+            rows.append(row)
+            params.append(pair)
+        normalised = torch.stack(rows)[None]
+        extracted = bool(recipe.synthesis.options.get("brain_extracted", False))
+        if extracted:
+            normalised = torch.where(inside, normalised, -1.0)
+        added = np.zeros(host.grid.shape, bool)
+        return cls(host, frame, image, normalised, params, site, added, extracted)
+
+    def inside_host(self, host_mask: Mask, box: Slices) -> str | None:
+        """Why a mask may not lie there on the host's own voxels; ``None`` if it may."""
+        if not self.site.keep_apart:
+            return None
+        grid = self.host.grid.shape
+        wide = tuple(
+            slice(max(s.start - 1, 0), min(s.stop + 1, n)) for s, n in zip(box, grid, strict=True)
         )
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether frame and host have the same voxels, in another order at most."""
-        return self.steps == (1.0, 1.0, 1.0)
-
-    @property
-    def host_shape(self) -> Triple:
-        """Voxels of the host along the frame's axes."""
-        i, j, k = (self.host.shape[axis] for axis in self.order)
-        return i, j, k
-
-    @property
-    def host_spacing(self) -> TripleMM:
-        """Voxel size of the host in mm along the frame's axes."""
-        i, j, k = (self.host.spacing[axis] for axis in self.order)
-        return i, j, k
-
-    @property
-    def voxel_ml(self) -> float:
-        """Volume of a voxel of the frame in ml."""
-        return self.host.voxel_volume_ml * float(np.prod(self.steps))
-
-    @property
-    def offsets(self) -> TripleMM:
-        """Where the frame's first voxel lies, in voxels of the host along the frame's axes."""
-        sizes = zip(self.host_shape, self.shape, self.steps, strict=True)
-        i, j, k = ((n - 1) / 2 - step * (m - 1) / 2 for n, m, step in sizes)
-        return i, j, k
-
-    def to_index(self, point_mm: Sequence[float]) -> NDArray[np.float64]:
-        """Takes a point in mm to fractional voxels of the frame."""
-        index = self.host.to_index(point_mm)[list(self.order)]
-        index = np.where(self.flips, np.array(self.host_shape) - 1 - index, index)
-        return np.asarray((index - self.offsets) / self.steps)
-
-    def reorient(self, array: NDArray[Any]) -> NDArray[Any]:
-        """Turns host axes into those of the frame, a view; leading axes stay."""
-        lead = array.ndim - 3
-        array = array.transpose(*range(lead), *(lead + axis for axis in self.order))
-        return array[(..., *(slice(None, None, -1 if flip else 1) for flip in self.flips))]
-
-    def restore(self, array: NDArray[Any]) -> NDArray[Any]:
-        """Undoes `reorient`, a view."""
-        array = array[(..., *(slice(None, None, -1 if flip else 1) for flip in self.flips))]
-        lead = array.ndim - 3
-        back = np.argsort(self.order)
-        return array.transpose(*range(lead), *(lead + int(axis) for axis in back))
-
-    def to_frame(self, array: NDArray[Any]) -> Floats:
-        """Brings a host volume :math:`(..., I, J, K)` into the frame; the border goes on outside."""
-        moved = self.reorient(array).astype(np.float32)
-        for axis, (step, offset) in enumerate(zip(self.steps, self.offsets, strict=True)):
-            if step != 1.0:
-                places = np.arange(self.shape[axis]) * step + offset
-                weights = _weights(places, self.host_shape[axis], max(1.0, step), extend=True)
-                moved = _along(moved, weights, axis - 3)
-        return np.ascontiguousarray(moved)
-
-    def to_host(self, box: NDArray[Any], start: Sequence[int]) -> tuple[Floats, Slices]:
-        """Brings a box of the frame, 0 outside of it, back onto the host.
-
-        Args:
-            box: Values, :math:`(..., i, j, k)`.
-            start: First voxel of the box in the frame; the box may reach over the border.
-
-        Returns:
-            Values on a box of the host, in its own axes, and which box that is.
-        """
-        moved = np.asarray(box, np.float32)
-        sides = []
-        for axis, (step, offset) in enumerate(zip(self.steps, self.offsets, strict=True)):
-            first, count = int(start[axis]), moved.shape[axis - 3]
-            reach = 0.0 if step == 1.0 else max(1.0, step)
-            low = int(np.ceil(first * step + offset - reach))
-            high = int(np.floor((first + count - 1) * step + offset + reach)) + 1
-            low, high = max(low, 0), min(high, self.host_shape[axis])
-            high = max(low, high)
-            if step == 1.0:
-                kept = [slice(None)] * 3
-                kept[axis] = slice(low - first, high - first)
-                moved = moved[(..., *kept)]
-            else:
-                places = (np.arange(low, high) - offset) / step - first
-                weights = _weights(places, count, max(1.0, 1 / step), extend=False)
-                moved = _along(moved, weights, axis - 3)
-            if self.flips[axis]:
-                low, high = self.host_shape[axis] - high, self.host_shape[axis] - low
-            sides.append(slice(low, high))
-        inside = [sides[int(axis)] for axis in np.argsort(self.order)]
-        return np.ascontiguousarray(self.restore(moved)), (inside[0], inside[1], inside[2])
-
-
-def _weights(places: NDArray[np.float64], count: int, width: float, extend: bool) -> Floats:
-    """Share of each source voxel in each target voxel, ``(targets, sources)``."""
-    beyond = max(-places.min(), places.max() - count + 1, 0.0) if len(places) else 0.0
-    pad = int(np.ceil(width + beyond)) + 1
-    sources = np.arange(-pad, count + pad)
-    shares = np.maximum(1 - np.abs(places[:, None] - sources) / width, 0)
-    shares /= shares.sum(1, keepdims=True)
-    inner = shares[:, pad : pad + count].copy()
-    if extend:
-        inner[:, 0] += shares[:, :pad].sum(1)
-        inner[:, -1] += shares[:, pad + count :].sum(1)
-    return inner.astype(np.float32)
-
-
-def _along(array: Floats, weights: Floats, axis: int) -> Floats:
-    moved = np.tensordot(array, weights, (axis, 1))
-    return np.moveaxis(moved, -1, axis)
+        pads = [(s.start - w.start, w.stop - s.stop) for s, w in zip(box, wide, strict=True)]
+        near = ndimage.binary_dilation(np.pad(host_mask, pads), np.ones((3, 3, 3)))
+        met = near & ((self.host.label[wide] > 0) | self.added[wide])
+        return "on or beside another lesion" if met.any() else None

@@ -79,7 +79,7 @@ def bounding_box(mask: Mask) -> Box | None:
     """The smallest box that holds a mask; ``None`` if the mask is empty."""
     box = []
     for axis in range(3):
-        hit = mask.any(axis=tuple({0, 1, 2} - {axis}))
+        hit = np.atleast_1d(mask.any(axis=tuple({0, 1, 2} - {axis})))
         if not hit.any():
             return None
         box.append(slice(int(hit.argmax()), len(hit) - int(hit[::-1].argmax())))

@@ -110,10 +110,12 @@ def make_maker(
     )
 
 
-def statistics_of(network: nn.Module) -> TrainingStatistics:
-    """What the weights remember of their training set; nothing if they carry none."""
-    found = getattr(network, "statistics", None)
-    return found if isinstance(found, TrainingStatistics) else TrainingStatistics()
+def prepare(network: nn.Module, device: torch.device | str) -> None:
+    """Puts a network on its device, ready to make samples, in the layout of fast convolutions."""
+    network.eval().to(device)
+    for module in network.modules():
+        if isinstance(module, nn.Conv3d):  # `to` alone fails on parameters of four axes
+            module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
 
 def exact_float32() -> AbstractContextManager[object]:
@@ -150,13 +152,12 @@ class Maker:
         self.recipe = recipe
         self.settings = settings
         self.device = device
-        self.statistics = statistics_of(network)
+        self.statistics: TrainingStatistics = network.statistics
         self.draw = ConditionDraw(self.statistics, recipe, settings.volume_ml, settings.extrapolate)
         known = self.draw.percentiles_ml
         self.limits = None if known is None else tuple(ml / recipe.voxel_ml for ml in known)
         self.grid = recipe.grid
-        network.eval()
-        network.to(device=device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        prepare(network, device)
 
     def fill(self, drafts: Sequence[Draft], size: int) -> None:
         """Gives drafts their labels and images, decoded in batches of exactly ``size`` rows."""

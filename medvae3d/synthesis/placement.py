@@ -218,7 +218,9 @@ def _head(image: Floats, spacing: NDArray[np.float64]) -> Mask:
     wide = np.pad(head, [(p, p) for p in pads])
     wide = ndimage.distance_transform_edt(~wide, sampling=spacing) <= reach
     wide = ndimage.distance_transform_edt(wide, sampling=spacing) > reach
-    closed: Mask = wide[tuple(slice(p, p + n) for p, n in zip(pads, head.shape, strict=True))] | head
+    closed: Mask = (
+        wide[tuple(slice(p, p + n) for p, n in zip(pads, head.shape, strict=True))] | head
+    )
     return _fill_slices(closed)
 
 

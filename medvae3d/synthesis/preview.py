@@ -115,15 +115,24 @@ def section(label: NDArray[Any]) -> tuple[int, int, int]:
     return i, j, k
 
 
-def shade(image: NDArray[Any], channel: Channel) -> NDArray[Any]:
-    """Native units to grey between 0, black, and 1, white."""
+def shade(
+    image: NDArray[Any], channel: Channel, reference: NDArray[Any] | None = None
+) -> NDArray[Any]:
+    """Native units to grey between 0, black, and 1, white.
+
+    Args:
+        image: Native units.
+        channel: Says which.
+        reference: What MR takes its darkest and brightest values from, ``image`` if not given.
+    """
     scheme = channel.intensity
     if isinstance(scheme, PowerIntensity):
         return np.asarray(1 - np.clip(image / scheme.scale, 0, 1))
     if isinstance(scheme, WindowIntensity):
         low, high = scheme.low, scheme.high
     else:
-        some = image[image > 0] if (image > 0).any() else image
+        shown = image if reference is None else reference
+        some = shown[shown > 0] if (shown > 0).any() else shown
         low, high = (float(v) for v in np.percentile(some, (0.5, 99.5)))
     return np.asarray(np.clip((image - low) / max(high - low, 1e-6), 0, 1))
 
@@ -233,9 +242,8 @@ def preview_insertion(
     views = (("before", first, nothing), ("after", second, nothing), ("outline", second, mask_ras))
     rows: list[list[_Strip]] = []
     for index, channel in enumerate(channels):
-        grey = np.stack([first[index], second[index]])
         # One scale for both, so that a change of brightness is a change of the volume.
-        shaded = shade(grey, channel)
+        shaded = [shade(image[index], channel, first[index]) for image in (first, second)]
         for close in (False, True):
             row = []
             for name, image, outline in views:

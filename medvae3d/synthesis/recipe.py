@@ -52,10 +52,10 @@ class Channel:
                 f"channel {self.name}: slope is {self.slope}; allowed is a step above 0."
             )
         try:
-            kind = np.dtype(self.dtype).kind
+            is_number = np.dtype(self.dtype).kind in "uif"
         except TypeError:
-            kind = "?"
-        if kind not in "uif":
+            is_number = False
+        if not is_number:
             raise SettingError(
                 f"channel {self.name}: dtype is {self.dtype!r}; allowed are int16, uint8, float32 "
                 f"and other types of NIfTI."
@@ -226,7 +226,7 @@ class Recipe:
             if isinstance(scheme, PercentileIntensity) and statistics is not None:
                 seen = (float(statistics.image_low[index]), float(statistics.image_high[index]))
                 # 0 and 1: nothing was fitted, and what the configuration says must do.
-                params = None if seen == (0, 1) and scheme.reference_low is not None else seen
+                params = None if seen == (0.0, 1.0) and scheme.reference_low is not None else seen
             top = 1.0 + 2 * float(getattr(scheme, "headroom", 0.0))
             channels.append(scheme.denormalize(image[:, index].float().clamp(-1, top), params))
         return torch.stack(channels, dim=1)
@@ -235,7 +235,7 @@ class Recipe:
 def _numbers(
     config: Mapping[str, Any], key: str, count: int, positive: bool = False
 ) -> tuple[float, ...]:
-    value = config[key]
+    value: Any = config[key]
     is_list = isinstance(value, Sequence) and not isinstance(value, str) and len(value) == count
     if not is_list or not all(isinstance(v, (int, float)) for v in value):
         raise SettingError(f"{key} is {value!r}; allowed is a list of {count} numbers.")
@@ -244,7 +244,7 @@ def _numbers(
     return tuple(float(v) for v in value)
 
 
-def _labels(config: Mapping[str, Any]) -> dict[str, int]:
+def _labels(config: Any) -> dict[str, int]:
     if not isinstance(config, Mapping):
         raise SettingError(f"labels is {config!r}; allowed are names with their values.")
     labels = {str(name): int(value) for name, value in config.items()}

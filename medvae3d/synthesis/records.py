@@ -182,14 +182,15 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
 def rejections(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """How many draws the samples took, and why the others were rejected."""
     reasons: Counter[str] = Counter()
-    samples = 0
+    samples = draws = 0
     for record in records:
+        rejected = record.get("rejected") or {}
         samples += 1
-        reasons.update(record.get("rejected") or {})
-    drawn = samples + sum(reasons.values())
+        draws += record.get("attempts") or 1 + sum(rejected.values())
+        reasons.update(rejected)
     return {
         "samples": samples,
-        "draws": drawn,
-        "rejection_rate": plain(sum(reasons.values()) / drawn) if drawn else 0,
+        "draws": draws,
+        "rejection_rate": plain(sum(reasons.values()) / draws) if draws else 0.0,
         "rejected": dict(sorted(reasons.items())),
     }

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
-from typing import Any
+from typing import Any, cast
 
 import torch
 from monai.inferers import sliding_window_inference
@@ -58,7 +58,7 @@ def tiles_of(shape: Sequence[int], tile: Sequence[int]) -> list[Tile]:
     made = []
     for start in product(*starts):
         i, j, k = (min(a + s, n) for a, s, n in zip(start, tile, shape, strict=True))
-        made.append(Tile(start, (i, j, k)))
+        made.append(Tile((start[0], start[1], start[2]), (i, j, k)))
     return made
 
 
@@ -195,16 +195,17 @@ def decode_blended(
             made = model.decode(z[index : index + 1], told)[head]
             return made.field() if head == "mask" else made.mode()
 
-        rows.append(
-            sliding_window_inference(
-                maps[index : index + 1], size, 1, predict_row, overlap=overlap, mode="gaussian"
-            )
+        row_maps = maps[index : index + 1]
+        blended = sliding_window_inference(
+            row_maps, size, 1, predict_row, overlap=overlap, mode="gaussian"
         )
+        rows.append(cast(Tensor, blended))
     return torch.cat(rows)
 
 
 def _crop(x: Tensor, sides: Sequence[slice]) -> Tensor:
-    return x[(..., *sides)].contiguous(memory_format=torch.channels_last_3d)
+    i, j, k = sides
+    return x[..., i, j, k].contiguous(memory_format=torch.channels_last_3d)
 
 
 def _maps_of(head: Any) -> list[str]:

@@ -25,10 +25,10 @@ from typing import Any
 
 import numpy as np
 
-from medvae3d.data.volumes import read_mask, read_volume, write_bytes, write_edited, write_volume
+from medvae3d.data.volumes import read_mask, read_volume, write_bytes, write_volume
 from medvae3d.errors import OutputError, SettingError
 from medvae3d.synthesis.generator import Sample
-from medvae3d.synthesis.preview import Panel, contact_sheet
+from medvae3d.synthesis.preview import Panel, contact_sheet, preview_insertion
 from medvae3d.synthesis.recipe import Recipe
 from medvae3d.synthesis.records import RUN_KEYS, plain, read_records, rejections, to_bytes
 
@@ -107,10 +107,12 @@ def write_cases(
     if threads < 1:
         raise SettingError(f"threads is {threads}; allowed is 1 or more.")
     folder = require_own_folder(out, run)
+    first: Sample | None = None
     waiting: deque[Future[None]] = deque()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="medvae3d-write")
     try:
         for sample in samples:
+            first = first or sample
             waiting.append(pool.submit(_write_case, sample, folder, recipe))
             # Only so many wait: a volume of a whole head is 100 MB.
             while len(waiting) > threads:
@@ -118,15 +120,16 @@ def write_cases(
         while waiting:
             waiting.popleft().result()
     finally:
-        for each in waiting:
-            each.cancel()
         pool.shutdown(wait=True)
         # Also after an interruption: what is whole so far is a data set.
         records = read_records(folder)
         if records:
             write_bytes(folder / "dataset.json", to_bytes(describe(records, recipe)))
-    if preview:
+    if preview and first is not None and first.inserted is None:
         write_preview(folder, recipe)
+    elif preview and first is not None and first.record["case"] == records[0]["case"]:
+        # Of a host, only the first case is drawn, before and after: whoever makes it has both.
+        _preview_host(first, folder, recipe)
     return folder / "dataset.json"
 
 
@@ -169,10 +172,7 @@ def _write_case(sample: Sample, folder: Path, recipe: Recipe) -> None:
     record = folder / RECORDS / f"{case}.json"
     content = to_bytes(plain(sample.record))
     try:
-        if sample.inserted is None:
-            _write_made(sample, images, label, recipe)
-        else:
-            _write_inserted(sample, images, label, recipe)
+        _write_volumes(sample, images, label, recipe)
         write_bytes(record, content)
     except BaseException:
         # Nothing half-written stays, but a whole case of an earlier run does.
@@ -182,10 +182,23 @@ def _write_case(sample: Sample, folder: Path, recipe: Recipe) -> None:
         raise
 
 
-def _write_made(sample: Sample, images: Sequence[Path], label: Path, recipe: Recipe) -> None:
-    for path, channel, array in zip(images, recipe.channels, sample.image.numpy(), strict=True):
-        write_volume(path, array, sample.grid, slope=channel.slope, dtype=channel.dtype, clip=True)
-    write_volume(label, sample.label[0].numpy(), sample.grid, dtype=np.uint8)
+def _write_volumes(sample: Sample, images: Sequence[Path], label: Path, recipe: Recipe) -> None:
+    arrays = sample.image.numpy()
+    mask = sample.label[0].numpy()
+    if sample.inserted is None:
+        for path, channel, array in zip(images, recipe.channels, arrays, strict=True):
+            write_volume(
+                path, array, sample.grid, slope=channel.slope, dtype=channel.dtype, clip=True
+            )
+        write_volume(label, mask, sample.grid, dtype=np.uint8)
+        return
+    for index, path in enumerate(images):
+        sample.inserted.write_image(index, path)
+    # The host's header says where it lies in more ways than one; its brightness is not that of a
+    # mask.
+    header = sample.inserted.host.volumes[0].header.copy()
+    header["cal_min"], header["cal_max"] = 0, 0
+    write_volume(label, mask, sample.grid, header=header, dtype=np.uint8, slope=1.0)
 
 
 def write_preview(folder: Path, recipe: Recipe, cases: int = PREVIEW_CASES) -> None:
@@ -200,3 +213,17 @@ def write_preview(folder: Path, recipe: Recipe, cases: int = PREVIEW_CASES) -> N
         title = f"{record['index']:06d}   {volume:.3g} ml"
         panels.append(Panel(title, image, label.array, label.grid))
     contact_sheet(panels, recipe.channels, folder / "preview.png")
+
+
+def _preview_host(sample: Sample, folder: Path, recipe: Recipe) -> None:
+    if sample.inserted is None:
+        return
+    preview_insertion(
+        sample.inserted.host.image,
+        sample.inserted.image,
+        sample.inserted.added.astype(np.uint8),
+        sample.grid,
+        recipe.channels,
+        folder / "preview.png",
+        title=f"{sample.record['index']:06d}",
+    )

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
 
+from medvae3d.data.location import fit_location_map
 from medvae3d.models.latent import LatentModel
 from medvae3d.models.statistics import TrainingStatistics
 from medvae3d.seeding import derive_seed
 from medvae3d.training.loading import BatchPreparation, StepLoader
-from medvae3d.training.players import Select
 
 
 class StatisticsFitter:
@@ -45,14 +45,61 @@ class StatisticsFitter:
         """Measures the cases, unless that has been done."""
         if self.statistics.is_fitted or not self.statistics.names:
             return
-        per_pass = -(-len(self.loader.dataset) // self.loader.batch_size)
+        # Every process sees all cases, and so comes to the same statistics.
+        loader = self.loader.alone()
+        per_pass = -(-len(loader.dataset) // loader.batch_size)
         values = []
         for step in range(self.passes * per_pass):
             # Steps far beyond any training, so that the fit shares no noise with it.
-            mask = self.loader.batch(10**9 + step)["mask"]
+            mask = loader.batch(10**9 + step)["mask"]
             filled = mask.flatten(1).any(1)
             values.append(self.preparation.attributes(mask[filled]))
         self.statistics.fit_attributes(torch.cat(values))
+
+
+class LocationFitter:
+    """Fits the map of where lesions lie when a run starts from nothing.
+
+    Args:
+        statistics: What to fit.
+        dataset: Prepared whole cases with a ``label``, repeated ones counted once.
+            Brain-extracted images tell the brain; cases with a mask alone, registered to the same
+            space, share it.
+    """
+
+    def __init__(
+        self,
+        statistics: TrainingStatistics,
+        dataset: Sequence[Mapping[str, Any]],
+    ) -> None:
+        self.statistics = statistics
+        self.dataset = dataset
+
+    def attach(self, engine: Engine) -> None:
+        """Registers the fit with a trainer."""
+        engine.add_event_handler(Events.STARTED, self.fit)
+
+    def fit(self, engine: Engine | None = None) -> None:
+        """Counts where lesions lie, unless that has been done."""
+        size = len(self.statistics.location_map)
+        if not size or bool(self.statistics.location_map.any()):
+            return
+        masks, brains = {}, {}
+        for index in range(len(self.dataset)):
+            case = self.dataset[index]
+            name = str(case.get("case", index))
+            masks[name] = torch.as_tensor(case["label"])
+            if "image" in case:  # brain-extracted images are above their darkest value inside
+                image = torch.as_tensor(case["image"])[0]
+                brains[name] = image > image.min() + 1e-3
+        shared = next(iter(brains.values()), None)
+        pairs = []
+        for name, mask in masks.items():
+            brain = brains.get(name, shared)
+            if brain is not None and brain.shape == mask.shape[1:]:
+                pairs.append((mask, brain))
+        if pairs:
+            self.statistics.location_map.copy_(fit_location_map(pairs, size))
 
 
 class PriorFitter:
@@ -67,7 +114,8 @@ class PriorFitter:
         preparation: As in training.
         passes: Passes over the cases, each with its own augmentation.
         seed: Seed of noise and of the fit.
-        selects: What of a batch each model sees, by name.
+        with_context: Whether models that are told surroundings see them; without, the prior is
+            that of whole volumes made from a mask alone.
     """
 
     def __init__(
@@ -77,14 +125,14 @@ class PriorFitter:
         preparation: BatchPreparation,
         passes: int = 32,
         seed: int = 0,
-        selects: Mapping[str, Select] | None = None,
+        with_context: bool = True,
     ) -> None:
         self.models = dict(models)
         self.loader = loader
         self.preparation = preparation
         self.passes = passes
         self.seed = seed
-        self.selects = dict(selects or {})
+        self.with_context = with_context
 
     def attach(self, engine: Engine) -> None:
         """Registers the fit with a trainer, at the end of the run."""
@@ -93,18 +141,17 @@ class PriorFitter:
     @torch.no_grad()
     def fit(self, engine: Engine | None = None) -> None:
         """Encodes the cases and fits the priors."""
-        per_pass = -(-len(self.loader.dataset) // self.loader.batch_size)
+        loader = self.loader.alone()
+        per_pass = -(-len(loader.dataset) // loader.batch_size)
         latents: dict[str, list[torch.Tensor]] = {name: [] for name in self.models}
         attributes: dict[str, list[torch.Tensor]] = {name: [] for name in self.models}
         device = next(next(iter(self.models.values())).parameters()).device
         for model in self.models.values():
             model.eval()
         for step in range(self.passes * per_pass):
-            batch = self.preparation(self.loader.batch(2 * 10**9 + step), device)
+            batch = self.preparation(loader.batch(2 * 10**9 + step), device)
             for name, model in self.models.items():
-                seen: Any = self.selects[name](batch) if name in self.selects else batch
-                if not len(seen["mask"]):
-                    continue
+                seen = batch if self.with_context else {**batch, "context": None}
                 seed = derive_seed(self.seed, "prior", name, step)
                 generator = torch.Generator(device).manual_seed(seed)
                 condition = model.condition(seen)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from medvae3d.data.attributes import mask_attributes
 from medvae3d.models.statistics import TrainingStatistics
-from medvae3d.seeding import derive_seed
+from medvae3d.seeding import derive_generator, derive_seed
 
 
 class Augmentation(Protocol):
@@ -63,6 +63,12 @@ class StepLoader:
     def __len__(self) -> int:
         return self.epoch_length
 
+    def alone(self) -> StepLoader:
+        """The same cases as one process would see them, for fits that all processes must share."""
+        return StepLoader(
+            self.dataset, self.batch_size, self.seed, self.epoch_length, self.augmentation
+        )
+
     def start_at(self, step: int) -> None:
         """Makes the next iteration begin with the batch of this step."""
         self.first_step = step
@@ -97,6 +103,89 @@ class StepLoader:
         while True:
             yield self.batch(step)
             step += 1
+
+
+class PatchStream:
+    """Steps over a patch loader, addressed by step, with augmentation of whole batches.
+
+    Args:
+        patches: A loader of `medvae3d.data.patches`, whose epochs and batches can be chosen.
+        seed: Seed of the augmentation.
+        epoch_length: Steps that one epoch of the trainer counts.
+        augmentation: Applied to whole batches; none by default.
+    """
+
+    def __init__(
+        self,
+        patches: Any,
+        seed: int = 0,
+        epoch_length: int = 100,
+        augmentation: Augmentation | None = None,
+    ) -> None:
+        self.patches = patches
+        self.seed = seed
+        self.epoch_length = epoch_length
+        self.augmentation = augmentation
+        self.first_step = 0
+
+    def __len__(self) -> int:
+        return self.epoch_length
+
+    def start_at(self, step: int) -> None:
+        """Makes the next iteration begin with the batch of this step."""
+        self.first_step = step
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        step = self.first_step
+        self.patches.set_epoch(*divmod(step, len(self.patches)))
+        while True:
+            for batch in self.patches:
+                batch = {key: plain(value) for key, value in batch.items()}
+                if self.augmentation is not None:
+                    generator = derive_generator(self.seed, "patch augmentation", step)
+                    augment(batch, self.augmentation, generator)
+                yield batch
+                step += 1
+
+
+class PairedLoader:
+    """Several loaders side by side: a step's batch holds the batch of each by its name.
+
+    Args:
+        loaders: Loaders by name; the first tells the length of an epoch.
+    """
+
+    def __init__(self, loaders: Mapping[str, Any]) -> None:
+        self.loaders = dict(loaders)
+
+    def __len__(self) -> int:
+        return len(next(iter(self.loaders.values())))
+
+    def start_at(self, step: int) -> None:
+        """Makes the next iteration begin with the batch of this step."""
+        for loader in self.loaders.values():
+            loader.start_at(step)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for batches in zip(*self.loaders.values(), strict=False):
+            batch: dict[str, Any] = dict(zip(self.loaders, batches, strict=True))
+            batch["case"] = [case for part in batches for case in part["case"]]
+            yield batch
+
+
+class Part:
+    """Picks one part of a paired batch, or the whole of a single one; a ``select`` for players.
+
+    Args:
+        name: Name of the loader.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        part: Mapping[str, Any] = batch[self.name]
+        return part
 
 
 class CaseLoader:
@@ -167,7 +256,7 @@ def plain(value: Any) -> Any:
 
 
 class BatchPreparation:
-    """Moves a batch to the device and adds the attributes of its masks.
+    """Moves a batch, or each part of a paired one, to the device and adds mask attributes.
 
     Args:
         statistics: Where attributes are standardised; fitted or not.
@@ -182,10 +271,13 @@ class BatchPreparation:
         self, batch: Mapping[str, Any], device: torch.device | str, non_blocking: bool = False
     ) -> dict[str, Any]:
         moved = {
-            key: value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
+            key: self(value, device, non_blocking) if isinstance(value, Mapping) else value
             for key, value in batch.items()
         }
-        if self.statistics.names:
+        for key, value in moved.items():
+            if isinstance(value, Tensor):
+                moved[key] = value.to(device, non_blocking=non_blocking)
+        if self.statistics.names and "mask" in moved:
             values = self.attributes(moved["mask"])
             moved["attributes"] = self.statistics.standardise(values)
         return moved

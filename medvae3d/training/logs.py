@@ -4,10 +4,68 @@ from __future__ import annotations
 
 import csv
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ignite.engine import Engine, Events
+
+
+class ProgressLog:
+    """Logs where a run stands and how long it will still take; needs no terminal.
+
+    The time left comes from the pace since the last line, since steps get slower when a flow or a
+    discriminator joins in.
+
+    Args:
+        every_seconds: Time between two lines.
+        clock: Tells the time in seconds.
+    """
+
+    def __init__(
+        self, every_seconds: float = 30.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.every_seconds = every_seconds
+        self.clock = clock
+        self._begun = self._then = 0.0
+        self._losses: list[float] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Registers the log with a trainer."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._step)
+        engine.add_event_handler(Events.COMPLETED, self._finish)
+
+    def _start(self, engine: Engine) -> None:
+        self._begun = self._then = self.clock()
+        self._losses = []
+
+    def _step(self, engine: Any) -> None:
+        self._losses.append(float(engine.state.output["loss"]))
+        now, done = self.clock(), engine.state.iteration
+        total = engine.state.epoch_length * engine.state.max_epochs
+        if now - self._then < self.every_seconds and done < total:
+            return
+        pace = (now - self._then) / len(self._losses)
+        loss = sum(self._losses) / len(self._losses)
+        engine.logger.info(
+            f"step {done} of {total} ({100 * done // total} %), loss {loss:.6g}, {pace:.2g} s a "
+            f"step, {duration(pace * (total - done))} left"
+        )
+        self._then, self._losses = now, []
+
+    def _finish(self, engine: Any) -> None:
+        took = duration(self.clock() - self._begun)
+        engine.logger.info(f"training ended at step {engine.state.iteration} after {took}")
+
+
+def duration(seconds: float) -> str:
+    """A time in words: ``45 s``, ``12 min``, ``3 h 05 min``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 class HistoryWriter:

@@ -9,6 +9,7 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.metrics import Average
 from monai.engines import Evaluator
+from monai.handlers import EarlyStopHandler, stopping_fn_from_metric
 from torch import Tensor
 
 from medvae3d.models.latent import Batch, LatentModel, Trace
@@ -22,7 +23,10 @@ def squared_error(trace: Trace, batch: Batch) -> tuple[Tensor, Tensor]:
     """Squared error and squared norm of the image, ``(B,)`` each, for NMSE."""
     made = trace.heads["image"].mode().float()
     real = batch["image"].float() + 1  # normalised images start at -1: background counts as 0
-    return (made + 1 - real).square().flatten(1).sum(1), real.square().flatten(1).sum(1)
+    seen = batch.get("valid")
+    seen = torch.ones_like(real) if seen is None else seen.to(real).expand_as(real)
+    error = (seen * (made + 1 - real).square()).flatten(1).sum(1)
+    return error, (seen * real.square()).flatten(1).sum(1)
 
 
 def mask_dice(trace: Trace, batch: Batch) -> Tensor:
@@ -75,12 +79,15 @@ class LatentEvaluator(Evaluator):
             prepare_batch=prepare_batch,
             postprocessing=postprocessing,
             key_val_metric={"score": Average(output_transform=lambda out: out["score"])},
-            val_handlers=val_handlers,
+            val_handlers=val_handlers or (),
             decollate=False,
         )
-        # Attached last, so that handlers of later events find the report in the metrics.
+
+    def _register_handlers(self, handlers: Sequence[Any]) -> None:
+        # Before the handlers that print and write what the report adds to the metrics.
         self.add_event_handler(Events.EPOCH_STARTED, self._clear)
         self.add_event_handler(Events.EPOCH_COMPLETED, self._report)
+        super()._register_handlers(handlers)
 
     def _clear(self, engine: Engine) -> None:
         self._posteriors = {name: [] for name in self.models}
@@ -123,3 +130,27 @@ class LatentEvaluator(Evaluator):
             if posteriors:
                 for key, value in latent_health(posteriors).to_dict().items():
                     metrics[f"{name}/latent_{key}"] = value
+
+
+class EarlyStop:
+    """Ends a training when a metric of its validation has not grown for a while.
+
+    MONAI's handler needs the trainer before there is one; this one is among the trainer's handlers
+    and attaches MONAI's to the evaluator. What happens at the end of a run, such as fitting a
+    prior, happens after an early end as well.
+
+    Args:
+        evaluator: The evaluator of the validation.
+        patience: Validations without progress after which to stop.
+        metric: The metric; larger is better.
+    """
+
+    def __init__(self, evaluator: Evaluator, patience: int, metric: str = "score") -> None:
+        self.evaluator = evaluator
+        self.patience = patience
+        self.metric = metric
+
+    def attach(self, engine: Engine) -> None:
+        """Registers the rule with a trainer."""
+        score = stopping_fn_from_metric(self.metric)
+        EarlyStopHandler(self.patience, score, trainer=engine).attach(self.evaluator)

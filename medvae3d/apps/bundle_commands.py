@@ -1,0 +1,168 @@
+"""The commands on bundles: list, train, generate, figures and demo."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from medvae3d.apps import catalogue
+from medvae3d.apps.console import (
+    Stopwatch,
+    duration,
+    flattened,
+    notice,
+    notices,
+    output,
+    progress,
+    say,
+    table,
+)
+
+BundleName = Annotated[
+    str,
+    typer.Argument(
+        metavar="BUNDLE",
+        help="Name of a shipped bundle, or the folder of any.",
+        autocompletion=catalogue.bundle_names,
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(help="cpu or cuda; a GPU is used where there is one, if not given."),
+]
+
+
+def list_bundles(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the bundles that come with the package.
+
+    Example: medvae3d list --json
+    """
+    found = catalogue.entries()
+    if as_json:
+        facts = [
+            {
+                "name": entry.name, "version": entry.version, "title": entry.title,
+                "licence": entry.licence, "path": str(entry.root), "weights": entry.has_weights,
+            }
+            for entry in found
+        ]  # fmt: skip
+        say(json.dumps(facts, indent=1))
+        return
+    rows = [
+        (e.name, e.version, e.title, e.licence, "yes" if e.has_weights else "no") for e in found
+    ]
+    columns = ("name", "version", "makes", "licence", "weights")
+    output().print(table("Bundles", columns, rows))
+
+
+def train(
+    bundle: BundleName,
+    datalist: Annotated[Path, typer.Option(metavar="LIST", help="MONAI data list (JSON).")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the run; a bundle again.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings of train.json to replace."),
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="A recipe of the bundle, such as small for ten cases.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed of all noise; the bundle's if not given.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in DIR, if there is one.")
+    ] = False,
+    device: Device = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Show what MONAI and ignite log.")
+    ] = False,
+) -> None:
+    """Train a bundle on your own cases; DIR is then a bundle that every command takes.
+
+    Ctrl-C ends the step, saves the state and leaves with 130; --resume goes on from there, to the
+    very weights of a run without interruption.
+
+    Example: medvae3d train sts_petct_hvae --datalist cases.json --out mine --recipe small
+    """
+    with notices().status("loading") if notices().is_terminal else _nothing():
+        from medvae3d.apps.training import train as run
+
+    def start(advance: Any) -> Any:
+        return run(
+            bundle, datalist, out, recipe=recipe, seed=seed, resume=resume, device=device,
+            changes=settings or (), verbose=verbose, say=notice, advance=advance,
+        )  # fmt: skip
+
+    if notices().is_terminal:
+        with progress("training") as advance:
+            outcome = start(advance)
+    else:
+        outcome = start(None)
+    if outcome.signal is not None:
+        notice(
+            f"stopped after step {outcome.steps} of {outcome.of_steps}, state saved in {out}. "
+            f"Add --resume to the same command to go on."
+        )
+        raise typer.Exit(128 + outcome.signal)
+    say(f"weights: {out / 'models' / 'model.pt'}")
+    say(f"learning curves: {out / 'eval'}")
+    say(f"model card to fill in: {out / 'docs' / 'README.md'}")
+    say(f"next: medvae3d generate {out} --count 20 --seed 1 --out synthetic")
+
+
+def figures(
+    bundle: BundleName,
+    datalist: Annotated[Path, typer.Option(metavar="LIST", help="MONAI data list (JSON).")],
+    split: Annotated[str, typer.Option(help="validation or testing.")] = "validation",
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Also write the figures there.")
+    ] = None,
+) -> None:
+    """Measure a bundle on held-out cases and print the figures of its model card.
+
+    Example: medvae3d figures sts_petct_hvae --datalist cases.json --split testing
+    """
+    from medvae3d.apps.bundle import find_bundle
+    from medvae3d.evaluation.figures import report
+
+    root = find_bundle(bundle)
+    watch = Stopwatch()
+    found = report(bundle_root=root, datalist=datalist, split=split, out=out)
+    rows = list(flattened(found))
+    output().print(table(f"{root.name}, {split} cases of {datalist}", ("figure", ">value"), rows))
+    notice(f"measured in {duration(watch.seconds)}")
+    if out is not None:
+        say(f"figures: {out}")
+
+
+def demo(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for everything.")],
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same bytes.")] = 20,
+    device: Device = None,
+) -> None:
+    """Make 4 volumes with masks from each shipped bundle and insert lesions into a phantom.
+
+    Example: medvae3d demo --out demo
+    """
+    from medvae3d.apps.demo import run_demo
+
+    watch = Stopwatch()
+    rows = run_demo(out, seed, device, notice)
+    output().print(table("Made", ("what", ">cases", ">s", "folder", "picture"), rows))
+    say(f"all of it is in {out.resolve()}, made in {duration(watch.seconds)}")
+    say("look at the preview.png files first; each case has its record in records/")
+
+
+class _nothing:
+    """A context that does nothing."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *error: object) -> None:
+        return None

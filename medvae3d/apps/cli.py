@@ -1,0 +1,74 @@
+"""The command line.
+
+What a user can put right is said in a message on the standard error, and the command leaves with
+2; an interruption leaves with 130. Any other exception is a fault of ours and keeps its traceback.
+Modules that take long to import are imported by the commands that need them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from medvae3d.apps import bundle_commands, data_commands, generate_command
+from medvae3d.errors import MedvaeError
+
+INPUT_ERROR, INTERRUPTED = 2, 130
+
+
+class Commands(TyperGroup):
+    """Turns the errors of the library into messages and exit codes."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MedvaeError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(INPUT_ERROR) from None
+        except KeyboardInterrupt:
+            typer.echo("interrupted", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+
+
+app = typer.Typer(
+    name="medvae3d",
+    cls=Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Synthetic 3D medical volumes with their lesion masks, from trained bundles.",
+    epilog="Exit codes: 0 done, 1 findings of a check, 2 bad input, 130 interrupted.",
+)
+app.command(rich_help_panel="Make")(generate_command.generate)
+app.command(rich_help_panel="Make")(bundle_commands.demo)
+app.command("list", rich_help_panel="Make")(bundle_commands.list_bundles)
+app.command(rich_help_panel="Train")(bundle_commands.train)
+app.command(rich_help_panel="Train")(bundle_commands.figures)
+app.add_typer(data_commands.app, name="data", rich_help_panel="Data")
+
+
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        from medvae3d import __version__
+
+        typer.echo(f"medvae3d {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Synthetic 3D medical volumes with their lesion masks, from trained bundles."""
+
+
+def main() -> None:
+    """Runs the command line."""
+    app(prog_name="medvae3d")

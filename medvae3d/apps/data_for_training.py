@@ -1,0 +1,100 @@
+"""Whether a data list can be trained on: everything is looked at before anything is begun."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from medvae3d.data.datalists import DataList
+from medvae3d.data.integrity import CaseReport, IntegrityReport, check
+from medvae3d.data.intensity import intensity_from_config
+from medvae3d.errors import DataListError, IntensityError, UnreadableFileError
+
+READ_IN_TRAINING = ("training", "validation")
+# Findings that training cannot live with; the others are told and let through.
+FATAL = {"grid", "label", "nan", "constant", "channels"}
+SHOWN = 5
+
+
+def require_trainable(datalist: DataList, settings: Mapping[str, Any]) -> list[str]:
+    """Reads every case and refuses what training would stumble over.
+
+    Args:
+        datalist: The cases.
+        settings: Settings of the training; ``channels`` and ``labels`` say what is expected.
+
+    Returns:
+        What the user should know though training can go on, line by line.
+
+    Raises:
+        DataListError: If there is no case to train on, or a case lacks its image or label.
+        UnreadableFileError: If a file cannot be read.
+        MedvaeError: If a file does not hold what the settings expect.
+    """
+    cases = [case for case in datalist if case.split in READ_IN_TRAINING]
+    if not datalist.split("training"):
+        raise DataListError(
+            f"{datalist.path} has no case under 'training'; at least one is needed. Move some there."
+        )
+    # Two-stage models learn shapes from masks alone; their configuration says so.
+    needs_images = "allow_missing_images=True" not in json.dumps(settings.get("train", {}))
+    for case in cases:
+        lacking = "label" if case.label is None else "image" if not case.image else None
+        if lacking == "label" or (lacking and needs_images):
+            raise DataListError(
+                f"{datalist.path}: case {case.name} of {case.split} has no {lacking}; training "
+                f"needs it. Add the file, or move the case out of {' and '.join(READ_IN_TRAINING)}."
+            )
+    if not any(case.image for case in datalist.split("training")):
+        raise DataListError(
+            f"{datalist.path} has masks alone under 'training'; at least one case with an image is "
+            f"needed. Add one."
+        )
+    values = list(settings["labels"].values())
+    report = check(datalist, values=values)
+    _require_clean(report)
+    for case in report.cases:
+        if case.split in READ_IN_TRAINING and case.channels:
+            _require_channels(case, settings["channels"])
+    others = [f for f in (*report.unreadable, *report.findings) if not _is_fatal(report, f)]
+    return [f"note: {finding.text}" for finding in others]
+
+
+def _require_clean(report: IntegrityReport) -> None:
+    unreadable = [f for f in report.unreadable if _is_fatal(report, f)]
+    findings = [f for f in report.findings if _is_fatal(report, f)]
+    for faults, kind in ((unreadable, UnreadableFileError), (findings, DataListError)):
+        if faults:
+            shown = "\n  ".join(fault.text for fault in faults[:SHOWN])
+            more = f"\n  and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+            raise kind(
+                f"{len(faults)} things are wrong with the training cases:\n  {shown}{more}\n"
+                f"`medvae3d data check` lists all of them."
+                if len(faults) > 1
+                else shown
+            )
+
+
+def _is_fatal(report: IntegrityReport, finding: Any) -> bool:
+    splits = {case.split for case in report.cases if case.case == finding.case}
+    is_read = bool(splits & set(READ_IN_TRAINING))
+    return is_read and (finding in report.unreadable or finding.kind in FATAL)
+
+
+def _require_channels(case: CaseReport, channels: list[Mapping[str, Any]]) -> None:
+    """Refuses too few channels, and ranges that cannot be of the expected unit."""
+    if len(case.channels) < len(channels):
+        names = ", ".join(str(channel["name"]) for channel in channels)
+        raise IntensityError(
+            f"case {case.case} has {len(case.channels)} channels; the model reads {len(channels)}: "
+            f"{names}. List one file a channel, in this order."
+        )
+    for item, channel in zip(case.channels, channels, strict=False):
+        scheme = intensity_from_config(channel["intensity"])
+        if scheme.kind == "percentile":
+            continue  # it is judged by all voxels, not by the range
+        ends = torch.tensor([item["low"], item["high"]])
+        scheme.check(ends, f"{item['file']} of case {case.case} ({channel['name']})")

@@ -1,0 +1,184 @@
+"""The command ``medvae3d generate``: everything is checked, then samples are made and counted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from medvae3d.apps.bundle_commands import BundleName, Device
+from medvae3d.apps.console import (
+    Stopwatch,
+    duration,
+    parse_range,
+    parse_triple,
+    progress,
+    say,
+)
+from medvae3d.errors import SettingError
+
+if TYPE_CHECKING:
+    from medvae3d.apps.bundle import Bundle
+
+HOSTS, WISHES = "Lesions in a host", "What is wanted"
+Paths = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--host", metavar="H.nii.gz", rich_help_panel=HOSTS,
+        help="Scan to put lesions into; once for each channel, then the next host.",
+    ),
+]  # fmt: skip
+
+
+def generate(
+    bundle: BundleName,
+    count: Annotated[int, typer.Option(help="How many cases to make.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the data set.")],
+    seed: Annotated[int, typer.Option(help="Same seed, bundle and device: same bytes.")] = 0,
+    start: Annotated[int, typer.Option(help="Index of the first case.")] = 0,
+    volume_ml: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LOW:HIGH", rich_help_panel=WISHES,
+            help="Volume of the mask, or of each lesion; LABEL=LOW:HIGH for one label of several.",
+        ),
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(rich_help_panel=WISHES, help="Below 1: nearer to the training set, less varied."),
+    ] = None,
+    extrapolate: Annotated[
+        bool,
+        typer.Option("--extrapolate", rich_help_panel=WISHES,
+                     help="Allow volumes that the training set does not have."),
+    ] = False,
+    mask: Annotated[
+        Path | None,
+        typer.Option(metavar="M.nii.gz", rich_help_panel=WISHES,
+                     help="Mask to fill, instead of drawing one."),
+    ] = None,
+    lesions: Annotated[
+        str | None,
+        typer.Option(metavar="LOW:HIGH", rich_help_panel=HOSTS, help="Fewest and most lesions."),
+    ] = None,
+    at: Annotated[
+        str | None,
+        typer.Option(metavar="X,Y,Z", rich_help_panel=HOSTS,
+                     help="Where to put one lesion, in mm, as viewers show it (RAS)."),
+    ] = None,
+    host: Paths = None,
+    host_label: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="L.nii.gz", rich_help_panel=HOSTS,
+                     help="Lesions that a host has already; once for each host."),
+    ] = None,
+    allow_overlap: Annotated[
+        bool,
+        typer.Option("--allow-overlap", rich_help_panel=HOSTS,
+                     help="Allow new lesions to lie on others."),
+    ] = False,
+    device: Device = None,
+) -> None:  # fmt: skip
+    """Make volumes with their masks, as a data set for nnU-Net and MONAI.
+
+    Case i depends on seed and i alone: ranges made with --start on several machines go together.
+
+    Example: medvae3d generate sts_petct_hvae --count 20 --seed 1 --volume-ml 20:200 --out synthetic
+
+    Example: medvae3d generate brain_mri_ms_pavae --count 4 --host flair.nii.gz --lesions 3:8
+    --out inserted
+    """
+    options: dict[str, Any] = {
+        "start": start,
+        "volume_ml": _volumes(volume_ml or ()),
+        "temperature": temperature,
+        "extrapolate": extrapolate,
+        "mask": mask,
+        "hosts": tuple(host or ()),
+        "host_labels": tuple(host_label or ()),
+        "lesions": None if lesions is None else parse_range(lesions, "--lesions", int),
+        "at_mm": None if at is None else parse_triple(at, "--at", float),
+        "allow_overlap": allow_overlap,
+    }
+    if count < 1:
+        raise SettingError(f"--count is {count}; allowed is 1 or more. Say how many to make.")
+    from medvae3d.apps.bundle import load_bundle
+    from medvae3d.apps.demo import default_device
+
+    loaded = load_bundle(bundle, device or default_device())
+    require_usable(loaded, out, count, seed, options)
+    write(loaded, out, count, seed, options)
+
+
+def require_usable(
+    bundle: Bundle, out: Path, count: int, seed: int, options: Mapping[str, Any]
+) -> None:
+    """Checks a request, its output folder and every host, before anything is written.
+
+    Raises:
+        MedvaeError: If samples could not be made or written.
+    """
+    from medvae3d.data.volumes import read_mask
+    from medvae3d.synthesis.hosts import read_host
+    from medvae3d.synthesis.writing import require_own_folder
+
+    samples = bundle.generate(count, seed, **options)
+    require_own_folder(out, samples.run)
+    hosts, labels = options["hosts"], options["host_labels"]
+    channels = len(bundle.recipe.channels)
+    drawn = None
+    if hosts and options["mask"] is not None:
+        drawn = read_mask(options["mask"], bundle.recipe.values, what="mask")
+    for number in range(len(hosts) // channels):
+        files = hosts[number * channels : (number + 1) * channels]
+        scan = read_host(files, labels[number] if labels else None, bundle.recipe)
+        if drawn is not None:
+            scan.grid.require_same(drawn.grid, this=str(files[0]), that=str(drawn.path))
+
+
+def write(bundle: Bundle, out: Path, count: int, seed: int, options: Mapping[str, Any]) -> None:
+    """Makes samples and tells how many, how fast, how many draws were rejected, and where."""
+    watch = Stopwatch()
+    rejected: dict[str, int] = {}
+    with progress("generating") as advance:
+
+        def tell(done: int, wanted: int, reasons: Mapping[str, int]) -> None:
+            rejected.clear()
+            rejected.update(reasons)
+            lost = sum(reasons.values())
+            advance(done, wanted, f"{lost} rejected" if lost else "")
+
+        bundle.write(out, count, seed, progress=tell, **options)
+    seconds = watch.seconds
+    say(
+        f"{count} {'case' if count == 1 else 'cases'} from {bundle.name} {bundle.version} in "
+        f"{duration(seconds)} ({count / seconds:.3g} a second)"
+    )
+    say(rejections(count, rejected))
+    say(f"data set: {out / 'dataset.json'}")
+    say(f"picture: {out / 'preview.png'}")
+
+
+def rejections(made: int, rejected: Mapping[str, int]) -> str:
+    """How many draws were thrown away, and why, in a line."""
+    lost = sum(rejected.values())
+    share = 100 * lost / (made + lost)
+    reasons = ", ".join(f"{reason} {n}" for reason, n in sorted(rejected.items()))
+    return f"rejected {lost} of {made + lost} draws ({share:.1f} %){': ' + reasons if lost else ''}"
+
+
+def _volumes(texts: Sequence[str]) -> Any:
+    """Ranges of volume: one for all, or one for each label by name."""
+    if not texts:
+        return None
+    named = dict(text.partition("=")[::2] for text in texts if "=" in text)
+    if not named and len(texts) == 1:
+        return parse_range(texts[0], "--volume-ml", float)
+    if len(named) != len(texts):
+        raise SettingError(
+            f"--volume-ml was given {len(texts)} times ({', '.join(texts)}); allowed is one "
+            f"LOW:HIGH, or one LABEL=LOW:HIGH for each label. Write it in one of these ways."
+        )
+    return {name: parse_range(text, "--volume-ml", float) for name, text in named.items()}

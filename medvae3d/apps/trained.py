@@ -1,0 +1,227 @@
+"""The folder of a training run, which is a bundle again: configurations, weights, card, terms.
+
+Everything in it that tells of data is written from the data list. What the shipped bundle says of
+its own data and weights is left behind, as it would be wrong here.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from medvae3d import __version__
+from medvae3d.data.datalists import SPLITS, DataList
+from medvae3d.errors import BundleError, OutputError, SettingError
+
+RUN_FILE = "run.json"
+# What every configuration of a bundle says alike: the network, and what goes into it.
+SHARED = ("channels", "labels", "spacing", "spatial_shape", "network_def")
+VERSION = "0.1.0"
+# What metadata says of one training and not of a model.
+OF_ONE_TRAINING = (
+    "changelog", "eval_metrics", "data_source", "data_licence", "data_license", "licence",
+    "license", "authors", "copyright", "references", "cite",
+)  # fmt: skip
+
+
+def read_run(folder: Path) -> dict[str, Any] | None:
+    """What is known of the run in a folder; ``None`` if the folder is absent or empty.
+
+    Raises:
+        OutputError: If the folder holds something else.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return None
+    path = folder / RUN_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        content = None
+    if not isinstance(content, dict) or not (folder / "configs" / "train.json").is_file():
+        raise OutputError(
+            f"{folder} is neither empty nor the folder of a training run (with {RUN_FILE} and "
+            f"configs/). Choose a new or empty folder for --out."
+        )
+    return content
+
+
+def write_run(folder: Path, run: Mapping[str, Any]) -> None:
+    """Writes what is known of a run."""
+    from medvae3d.data.nifti import write_bytes
+
+    write_bytes(folder / RUN_FILE, _pretty(run))
+
+
+def require_same_run(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Refuses to go on with a run under other settings than it was begun with.
+
+    Args:
+        folder: Its folder.
+        found: What the folder says.
+        wanted: What was asked for now; what is ``None`` was not asked for.
+
+    Raises:
+        SettingError: If anything differs.
+    """
+    for key, value in wanted.items():
+        if value is not None and value != found.get(key):
+            raise SettingError(
+                f"{folder} holds a run with {key} {json.dumps(found.get(key))}; now asked for is "
+                f"{json.dumps(value)}. Leave it as it was to resume, or train anew in another "
+                f"folder."
+            )
+
+
+def write_bundle(
+    folder: Path,
+    source: Path,
+    settings: Mapping[str, Any],
+    original: Mapping[str, Any],
+    datalist: DataList,
+    run: Mapping[str, Any],
+    *,
+    name: str,
+) -> None:
+    """Writes all of a bundle but its weights.
+
+    Args:
+        folder: Where to; made here.
+        source: Bundle that is trained.
+        settings: Settings of the training, with all changes.
+        original: The same without changes.
+        datalist: The cases.
+        run: What is known of the run.
+        name: What the bundle is called in the end.
+    """
+    for part in ("configs", "docs", "models"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    moved = [key for key in SHARED if key in settings and settings[key] != original.get(key)]
+    for path in sorted((source / "configs").iterdir()):
+        target = folder / "configs" / path.name
+        if path.name == "train.json":
+            target.write_bytes(_pretty(settings))
+        elif path.name == "metadata.json":
+            target.write_bytes(_pretty(_metadata(_read(path), source.name, datalist)))
+        elif path.suffix == ".json" and moved:
+            content = _read(path)
+            target.write_bytes(
+                _pretty(content | {key: settings[key] for key in moved if key in content})
+            )
+        elif path.is_file():
+            shutil.copyfile(path, target)
+    (folder / "LICENSE").write_text(_code_licence(source / "LICENSE"), encoding="utf-8")
+    terms = _terms(datalist)
+    (folder / "docs" / "data_license.txt").write_text(f"1. {terms}\n", encoding="utf-8")
+    card = _card(name, source.name, datalist, terms, run)
+    (folder / "docs" / "README.md").write_text(card, encoding="utf-8")
+    write_run(folder, run)
+
+
+def _metadata(metadata: Mapping[str, Any], source: str, datalist: DataList) -> dict[str, Any]:
+    """The metadata of the shipped bundle, without what it says of its own training."""
+    kept = {key: value for key, value in metadata.items() if key not in OF_ONE_TRAINING}
+    name = datalist.info.get("name") or (datalist.path.name if datalist.path else "a data list")
+    title = metadata.get("name", source)
+    return {
+        **kept,
+        "version": VERSION,
+        "changelog": {VERSION: f"trained with medvae3d {__version__}"},
+        "name": f"{title} (trained on {name})",
+        "authors": "whoever trained it",
+        "copyright": "whoever trained it",
+        "data_source": str(name),
+        "data_licence": [_terms(datalist)],
+        "licence": "to be stated by whoever trained it; the terms of the data apply",
+        "eval_metrics": {},
+        "references": list(metadata.get("references", [])),
+    }
+
+
+def _terms(datalist: DataList) -> str:
+    """Terms of the data in a line, as the list states them."""
+    name = datalist.info.get("name") or (datalist.path.name if datalist.path else "data list")
+    licence = datalist.info.get("licence") or datalist.info.get("license")
+    if isinstance(licence, Mapping):
+        parts = [str(licence[key]) for key in ("name", "url", "note") if licence.get(key)]
+        return f"{name}: {', '.join(parts)}"
+    if licence:
+        return f"{name}: {licence}"
+    return (
+        f"{name}: the data list states no licence. Say here on what terms the data may be used "
+        f"before weights or samples are passed on."
+    )
+
+
+def _code_licence(path: Path) -> str:
+    """The licence text of a bundle, without what stands above it on the weights it came with."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    if not text:
+        return (
+            "Terms of these weights: not stated. See docs/data_license.txt for those of the data.\n"
+        )
+    begin = text.find("Apache License")
+    line = text.rfind("\n", 0, begin) + 1 if begin >= 0 else 0
+    return text[line:]
+
+
+def _card(name: str, source: str, datalist: DataList, terms: str, run: Mapping[str, Any]) -> str:
+    counts = ", ".join(f"{len(datalist.split(split))} {split}" for split in SPLITS)
+    settings = run.get("settings") or {}
+    changes = "".join(f"\n- `{key}` = `{json.dumps(value)}`" for key, value in settings.items())
+    recipe = f", recipe `{run['recipe']}`" if run.get("recipe") else ""
+    return f"""# {name}
+
+Trained with `medvae3d train {source}` (medvae3d {__version__}, seed {run["seed"]}{recipe}).
+Sections in brackets are to be filled in by whoever trained it.
+
+## Data
+
+{terms}
+
+Cases: {counts}.
+
+## Settings
+
+Those of `{source}`{", with these changes:" if changes else "."}{changes}
+
+All of them stand in `configs/train.json`; versions, device and data list in `{RUN_FILE}`.
+
+## Intended use
+
+[Research on synthetic training data. Not a medical device.]
+
+## Limits
+
+[What the cases do not show; which scanners, which patients; how the samples were looked at.]
+
+## Figures
+
+Learning curves: `eval/history.csv` and `eval/validation.jsonl`. Figures on held-out cases:
+
+```sh
+medvae3d figures {name} --datalist LIST
+```
+
+## Use
+
+```sh
+medvae3d generate {name} --count 20 --seed 1 --out synthetic
+```
+"""
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} cannot be read as JSON: {error}. Restore the file.") from error
+    if not isinstance(content, dict):
+        raise BundleError(f"{path} holds a {type(content).__name__}; expected names with values.")
+    return content
+
+
+def _pretty(content: Mapping[str, Any] | Sequence[Any]) -> bytes:
+    return json.dumps(content, indent=4).encode() + b"\n"

@@ -1,0 +1,204 @@
+r"""How much of the evidence a bound reaches, with and without the flow, from the same weights.
+
+One pass gives an unbiased log weight :math:`\log w = \log p(x, m, z_K) - \log q(z_0) + \log w_K`
+(see `medvae3d.flows.hamiltonian`), hence two bounds on :math:`\log p(x, m)`:
+
+.. math::
+    \mathcal L = \mathbb E[\log w] \;\le\;
+    \mathcal L_S = \mathbb E\Big[\log \frac1S \sum_{s=1}^S w_s\Big] \;\le\; \log p(x, m)
+
+Both come from the same :math:`S` draws, and both flows from the same first latents, so that their
+difference is paired.
+
+References:
+    Burda, Grosse and Salakhutdinov, "Importance weighted autoencoders", ICLR 2016.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from medvae3d.evaluation.intervals import mean_error
+from medvae3d.evaluation.voxelwise import unit
+from medvae3d.models.latent import Batch, Trace
+from medvae3d.objectives.terms import elbo, observed_voxels
+from medvae3d.seeding import derive_seed
+
+
+class Traced(Protocol):
+    """A model that can be run once, with its flow or without."""
+
+    def trace(
+        self, batch: Batch, generator: torch.Generator | None = None, *, with_flow: bool = True
+    ) -> Trace: ...
+
+
+@dataclass(frozen=True, eq=False)
+class LogWeights:
+    """Log weights of a set of cases.
+
+    Attributes:
+        values: In nats, one row a draw, :math:`(S, N)`.
+        voxels: Intensities and labels that were observed, of each case, :math:`(N,)`.
+        scores: Errors of the reconstructions, mean over draws, by name, :math:`(N,)`.
+        flow: Energy error and displacement of each trajectory, by name.
+    """
+
+    values: Tensor = field(repr=False)
+    voxels: Tensor = field(repr=False)
+    scores: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    flow: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    @property
+    def elbo(self) -> Tensor:
+        """Mean over draws in nats, ``(N,)``."""
+        return self.values.mean(0)
+
+    @property
+    def importance_weighted(self) -> Tensor:
+        """The tighter bound in nats, ``(N,)``."""
+        return self.values.logsumexp(0) - math.log(len(self.values))
+
+
+@torch.no_grad()
+def log_weights(
+    model: Traced,
+    batches: Sequence[Batch],
+    samples: int = 16,
+    seed: int = 0,
+    *,
+    with_flow: bool = True,
+    progress: Callable[[], None] | None = None,
+) -> LogWeights:
+    """Draws log weights in float32; the first latents depend on the seed alone, not on the flow.
+
+    Args:
+        model: A latent model in evaluation mode.
+        batches: What it sees; as many cases a batch as memory allows, since the noise depends on
+            how they are put together.
+        samples: Draws a case :math:`S`.
+        seed: Seed of all noise.
+        with_flow: Whether the flow runs.
+        progress: Called after each pass.
+    """
+    columns: list[Tensor] = []
+    voxels: list[Tensor] = []
+    scores: dict[str, list[Tensor]] = defaultdict(list)
+    flow: dict[str, list[Tensor]] = defaultdict(list)
+    for number, batch in enumerate(batches):
+        rows, errors = [], defaultdict(list)
+        for sample in range(samples):
+            seed_here = derive_seed(seed, "evidence", number, sample)
+            generator = torch.Generator().manual_seed(seed_here)
+            trace = model.trace(batch, generator, with_flow=with_flow)
+            rows.append(elbo(trace, batch).double())
+            for name, value in _errors(trace, batch).items():
+                errors[name].append(value)
+            flowed = trace.flowed
+            if flowed.energy_error is not None and flowed.displacement is not None:
+                start = trace.first_z.flatten(1).norm(dim=1)
+                flow["energy_error"].append(flowed.energy_error.double())
+                flow["displacement"].append(flowed.displacement.double())
+                flow["relative_displacement"].append((flowed.displacement / start).double())
+            if progress is not None:
+                progress()
+        columns.append(torch.stack(rows))
+        for name, values in errors.items():
+            scores[name].append(torch.stack(values).mean(0))
+        voxels.append(observed_voxels(trace, batch).double().expand(len(rows[0])))
+    return LogWeights(
+        torch.cat(columns, 1),
+        torch.cat(voxels),
+        {name: torch.cat(values) for name, values in scores.items()},
+        {name: torch.cat(values) for name, values in flow.items()},
+    )
+
+
+def _errors(trace: Trace, batch: Batch) -> dict[str, Tensor]:
+    """NMSE and Dice of what the latent after the flow decodes to, ``(B,)`` each."""
+    found = {}
+    if "image" in trace.heads:
+        real, made = unit(batch["image"]), unit(trace.heads["image"].mode())
+        valid = batch.get("valid")
+        seen = torch.ones_like(real) if valid is None else (valid > 0).float().expand_as(real)
+        error = ((made - real).square() * seen).flatten(1).sum(1)
+        found["nmse"] = (error / (real.square() * seen).flatten(1).sum(1)).double()
+    if "mask" in trace.heads:
+        mode = (trace.heads["mask"].mode() > 0).flatten(1).double()
+        mask = (batch["mask"] > 0).flatten(1).double()
+        found["dice"] = (2 * (mode * mask).sum(1) + 1e-6) / (mode.sum(1) + mask.sum(1) + 1e-6)
+    return found
+
+
+def bounds(weights: LogWeights) -> dict[str, Any]:
+    """Both bounds, in nats and in nats per observed voxel, with standard errors over cases."""
+    return {
+        "elbo": mean_error(weights.elbo),
+        "elbo per voxel": mean_error(weights.elbo / weights.voxels),
+        "importance weighted": mean_error(weights.importance_weighted),
+        "importance weighted per voxel": mean_error(weights.importance_weighted / weights.voxels),
+        **{f"{name} of a draw": mean_error(value) for name, value in weights.scores.items()},
+    }
+
+
+def difference(with_flow: LogWeights, without: LogWeights) -> dict[str, Any]:
+    """What the flow adds, case by case, in nats."""
+    return {
+        "elbo": mean_error(with_flow.elbo - without.elbo),
+        "importance weighted": mean_error(
+            with_flow.importance_weighted - without.importance_weighted
+        ),
+        **{
+            f"{name} of a draw": mean_error(with_flow.scores[name] - without.scores[name])
+            for name in with_flow.scores
+        },
+    }
+
+
+def evidence(
+    model: Traced,
+    batches: Sequence[Batch],
+    samples: int = 16,
+    seed: int = 0,
+    *,
+    progress: Callable[[], None] | None = None,
+) -> dict[str, Any]:
+    """Both bounds without the flow and, if the model has one, with it; plain numbers.
+
+    Args:
+        model: See `log_weights`.
+        batches: See `log_weights`.
+        samples: See `log_weights`.
+        seed: See `log_weights`.
+        progress: See `log_weights`.
+    """
+    without = log_weights(model, batches, samples, seed, with_flow=False, progress=progress)
+    steps = int(getattr(getattr(model, "flow", None), "num_steps", 0))
+    found: dict[str, Any] = {
+        "cases": without.values.shape[1],
+        "draws": samples,
+        "voxels": float(without.voxels.mean()),
+        "rows": {"K = 0": bounds(without)},
+    }
+    if not steps:
+        return found
+    moved = log_weights(model, batches, samples, seed, progress=progress)
+    found["rows"][f"K = {steps}"] = bounds(moved)
+    found["rows"]["difference"] = difference(moved, without)
+    sizes = model.flow.step_size.detach()  # type: ignore[attr-defined]
+    found["flow"] = {
+        "num_steps": steps,
+        "smallest_step_size": float(sizes.min()),
+        "largest_step_size": float(sizes.max()),
+        "median_energy_error": float(moved.flow["energy_error"].abs().median()),
+        "displacement": float(moved.flow["displacement"].mean()),
+        "relative_displacement": float(moved.flow["relative_displacement"].mean()),
+    }
+    return found

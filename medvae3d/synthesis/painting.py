@@ -1,0 +1,254 @@
+"""Intensities around lesions: only boxes of a head are decoded, to the numbers of the whole.
+
+The intensity network is local: a voxel depends on a bounded neighbourhood of latents and maps. A
+box is decoded together with that much of its surroundings, and equals what decoding the whole head
+would give there. Latents are drawn for the whole head, so that boxes do not depend on each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from medvae3d.models.latent import Condition, LatentModel
+from medvae3d.numerics import standard_normal
+from medvae3d.seeding import derive_generator
+from medvae3d.synthesis import blending
+from medvae3d.synthesis.hosts import Scan
+from medvae3d.synthesis.recipe import Recipe
+from medvae3d.synthesis.shapes import Lesion
+from medvae3d.synthesis.tiling import Slices, Tile, decode_pieces
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float32]
+
+# Largest box decoded at once, without its halo: 1.2 GB with 64 channels at half resolution.
+LARGEST_BOX = 96
+# Latents drawn from a fitted prior to learn the mean and scale of its channels.
+PRIOR_DRAWS = 64
+
+
+def paint_lesions(
+    texture: LatentModel,
+    recipe: Recipe,
+    scan: Scan,
+    lesions: Sequence[Lesion],
+    generator: torch.Generator,
+    temperature: float,
+) -> tuple[Floats, Floats]:
+    """Makes the intensities of lesions and of what surrounds them.
+
+    ``texture_temperature`` and ``grain`` under ``synthesis`` change how.
+
+    Args:
+        texture: Makes images from mask and context.
+        recipe: What it makes.
+        scan: The host.
+        lesions: In their places.
+        generator: Source of the latents.
+        temperature: Scales their deviation.
+
+    Returns:
+        What to add to the host, native units, :math:`(C, I, J, K)`, and the weight with which each
+        voxel was blended, :math:`(I, J, K)`, both on the host's own voxels.
+    """
+    frame, shape = scan.frame, scan.frame.shape
+    options = recipe.synthesis.options
+    new = np.zeros(shape, bool)
+    weights = np.zeros(shape, np.float32)
+    boxes = []
+    gap = texture.context.dilation if texture.context is not None else 0
+    margin = max(blending.REACH, gap + blending.RING_WIDTH)
+    for lesion in lesions:
+        new[_box(lesion.start, lesion.mask.shape)] |= lesion.mask
+        around, box = _blend(lesion, shape)
+        weights[box] = np.maximum(weights[box], around)
+        boxes.append(_grown(_box(lesion.start, lesion.mask.shape), margin, shape))
+    if scan.is_extracted:
+        # The network never saw a skull; it is the host's business.
+        weights *= scan.site.brain | new
+    stride = texture.decoder.stride
+    bottom = [-(-n // step) for n, step in zip(shape, stride, strict=True)]
+    z = draw_latents(
+        texture, bottom, generator, float(options.get("texture_temperature", temperature))
+    )
+    boxes = group_boxes(boxes, texture.decoder.radius, shape)
+    mask = torch.from_numpy(new.astype(np.float32))[None, None]
+    change = np.zeros((len(recipe.channels), *scan.host.grid.shape), np.float32)
+    weight = np.zeros(scan.host.grid.shape, np.float32)
+    has_grain = bool(options.get("grain", True))
+    # Old lesions say nothing of what surrounds a new one, nor does what is not brain.
+    allowed = scan.site.brain & ~(scan.site.taken | new)
+    for box, made in paint_boxes(texture, scan.normalised, mask, z, boxes):
+        here = (slice(None), *box)
+        host = scan.image[here]
+        difference = _native(made, scan, recipe) - host
+        ring = blending.ring_around(new[box], gap, allowed[box])
+        difference -= blending.smooth_offset(difference, ring)
+        if has_grain:
+            difference += blending.grain_of(host, allowed[box])
+        added, there = frame.to_host(weights[box] * difference, [side.start for side in box])
+        change[(slice(None), *there)] += added
+        weight[there] += frame.to_host(weights[box], [side.start for side in box])[0]
+    return change, weight
+
+
+def _native(made: Tensor, scan: Scan, recipe: Recipe) -> Floats:
+    """Network values in the host's own units."""
+    rows = []
+    for channel, values, pair in zip(recipe.channels, made, scan.params, strict=True):
+        top = 1.0 + 2 * float(getattr(channel.intensity, "headroom", 0.0))
+        rows.append(channel.intensity.denormalize(values.clamp(-1, top), pair))
+    return np.asarray(torch.stack(rows).numpy(), np.float32)
+
+
+def _blend(lesion: Lesion, shape: Sequence[int]) -> tuple[Floats, Slices]:
+    """Blending weights of a lesion, and the box of the frame that they fill."""
+    whole = _box(lesion.start, lesion.mask.shape)
+    box = _grown(whole, blending.REACH, shape)
+    pads = [(s.start - b.start, b.stop - s.stop) for s, b in zip(whole, box, strict=True)]
+    return blending.blend_weights(np.pad(lesion.mask, pads)), box
+
+
+def _box(start: Sequence[int], shape: Sequence[int]) -> Slices:
+    i, j, k = (slice(a, a + n) for a, n in zip(start, shape, strict=True))
+    return i, j, k
+
+
+def _grown(box: Slices, voxels: int, shape: Sequence[int]) -> Slices:
+    i, j, k = (
+        slice(max(0, side.start - voxels), min(n, side.stop + voxels))
+        for side, n in zip(box, shape, strict=True)
+    )
+    return i, j, k
+
+
+def draw_latents(
+    model: LatentModel, shape: Sequence[int], generator: torch.Generator, temperature: float
+) -> Tensor:
+    """Draws a latent map for a volume of any size, :math:`(1, L, i, j, k)`.
+
+    A prior that was fitted on patches says how channels are centred and spread, whatever the place;
+    what it knows of the correlation between places belongs to the size of a patch and is left out.
+
+    Args:
+        model: Its latent is a map.
+        shape: Voxels of the latent along (I, J, K).
+        generator: Source of the noise.
+        temperature: Scales the deviation.
+    """
+    noise = temperature * standard_normal((1, model.latent_shape[0], *shape), generator)
+    prior = model.sampling_prior
+    if prior is None or prior.is_standard:
+        return noise / model.latent_scale.cpu()
+    draws = [derive_generator(0, "texture prior", k) for k in range(PRIOR_DRAWS)]
+    known = model.sample_latent(PRIOR_DRAWS, None, draws).cpu().transpose(0, 1).flatten(1)
+    mean, scale = known.mean(1), known.std(1)
+    return mean.reshape(1, -1, 1, 1, 1) + scale.reshape(1, -1, 1, 1, 1) * noise
+
+
+def group_boxes(boxes: Sequence[Slices], halo: Sequence[int], shape: Sequence[int]) -> list[Slices]:
+    """Joins boxes where one decoding is cheaper than two, or where they overlap; cuts large ones.
+
+    Args:
+        boxes: Around lesions, within the volume.
+        halo: Voxels that are decoded around a box in addition, along (I, J, K).
+        shape: Voxels of the volume.
+    """
+
+    def cost(box: Slices) -> int:
+        sides = zip(box, halo, shape, strict=True)
+        return int(np.prod([min(s.stop + h, n) - max(s.start - h, 0) for s, h, n in sides]))
+
+    groups = list(boxes)
+    joined = True
+    while joined:
+        joined = False
+        for a in range(len(groups)):
+            for b in range(len(groups) - 1, a, -1):
+                both = _join(groups[a], groups[b])
+                apart = cost(groups[a]) + cost(groups[b])
+                if _overlap(groups[a], groups[b]) or cost(both) <= apart:
+                    groups[a] = both
+                    del groups[b]
+                    joined = True
+    return [part for box in groups for part in _cut(box)]
+
+
+def paint_boxes(
+    model: LatentModel, image: Tensor, mask: Tensor, z: Tensor, boxes: Sequence[Slices]
+) -> Iterator[tuple[Slices, Tensor]]:
+    """Decodes boxes of a volume, to the same numbers as all of it.
+
+    Args:
+        model: Its latent is a map, and it is told mask and context.
+        image: The host in network values.
+        mask: All new lesions.
+        z: Latents of the whole volume, drawn by `draw_latents`.
+        boxes: What to decode.
+
+    Shape:
+        - ``image``: :math:`(1, C, I, J, K)`; ``mask``: :math:`(1, 1, I, J, K)`
+        - ``z``: :math:`(1, L, i, j, k)`, volume over stride, rounded up
+        - each result: :math:`(C, I, J, K)` of its box, network values
+    """
+    stride = model.decoder.stride
+    reach = [_up(r, s) for r, s in zip(model.decoder.radius, stride, strict=True)]
+    seen = model.context.radius if model.context is not None else 0
+    device = next(model.parameters()).device
+    for box in boxes:
+        fine, coarse, tile = [], [], []
+        for axis, side in enumerate(box):
+            step, wide = stride[axis], reach[axis] + _up(seen, stride[axis])
+            start = max(0, side.start // step * step - wide)
+            stop = min(z.shape[2 + axis] * step, _up(side.stop, step) + wide)
+            fine.append(slice(start, stop))
+            coarse.append(slice(start // step, stop // step))
+            tile.append((side.start - start, side.stop - start))
+        here = Tile(*zip(*tile, strict=True))
+        batch = {
+            "mask": _padded_crop(mask, fine, 0.0).to(device),
+            "context": _padded_crop(image, fine, -1.0).to(device),
+        }
+        condition = model.condition(batch)
+        latent = z[(slice(None), slice(None), *coarse)].to(device)
+        ((_, heads),) = decode_pieces(model, latent, Condition(None, condition.maps), [here])
+        yield box, heads["image"].mode()[0].float().cpu()
+
+
+def _padded_crop(x: Tensor, box: Sequence[slice], fill: float) -> Tensor:
+    """A box that may reach beyond the far border, where there is nothing."""
+    crop = x[(slice(None), slice(None), *box)]
+    pads = [side.stop - side.start - n for side, n in zip(box, crop.shape[2:], strict=True)]
+    return F.pad(crop, [p for extra in reversed(pads) for p in (0, extra)], value=fill)
+
+
+def _up(n: int, step: int) -> int:
+    return -(-n // step) * step
+
+
+def _join(a: Slices, b: Slices) -> Slices:
+    i, j, k = (slice(min(p.start, q.start), max(p.stop, q.stop)) for p, q in zip(a, b, strict=True))
+    return i, j, k
+
+
+def _overlap(a: Slices, b: Slices) -> bool:
+    return all(p.start < q.stop and q.start < p.stop for p, q in zip(a, b, strict=True))
+
+
+def _cut(box: Slices) -> list[Slices]:
+    """A box in parts no longer than `LARGEST_BOX`."""
+    parts: list[tuple[slice, ...]] = [()]
+    for side in box:
+        count = -(-(side.stop - side.start) // LARGEST_BOX)
+        edges = np.linspace(side.start, side.stop, count + 1).astype(int).tolist()
+        pieces = [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+        parts = [(*part, piece) for part in parts for piece in pieces]
+    return [(part[0], part[1], part[2]) for part in parts]
