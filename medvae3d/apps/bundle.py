@@ -7,8 +7,6 @@ so that the same seed gives the same bytes whichever way it is asked for.
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,11 +14,20 @@ from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import torch
-from monai.bundle import ConfigParser
 from torch import nn
 
+from medvae3d.apps.bundle_files import (
+    content,
+    licence_of,
+    load_weights,
+    parser_of,
+    read_json,
+    texts,
+    usable_device,
+)
+from medvae3d.apps.catalogue import shipped_bundles
 from medvae3d.data.volumes import Volume, read_mask
-from medvae3d.errors import BundleError, MedvaeError, SettingError, UnreadableFileError
+from medvae3d.errors import BundleError, SettingError, UnreadableFileError
 from medvae3d.models.statistics import TrainingStatistics
 from medvae3d.models.two_stage import TwoStageModel
 from medvae3d.synthesis.conditions import ConditionDraw, VolumeRequest
@@ -30,13 +37,8 @@ from medvae3d.synthesis.insertion import insert_lesions
 from medvae3d.synthesis.recipe import Recipe
 from medvae3d.synthesis.records import Provenance
 from medvae3d.synthesis.writing import write_cases
-from medvae3d.training.checkpoints import load_state
 
 RECIPE_IDS = ("channels", "labels", "spacing", "spatial_shape", "synthesis")
-PACKAGE = Path(__file__).resolve().parents[1]
-# A source checkout has them beside the package, a wheel inside of it.
-SHIPPED = (PACKAGE.parent / "bundles", PACKAGE / "_bundles")
-
 # Hosts kept in memory while they are used in turn: a head of four channels takes 150 MB.
 MOST_HOSTS = 4
 
@@ -324,18 +326,6 @@ def _named(path: Path) -> dict[str, Any]:
         ) from error
 
 
-# -- loading ------------------------------------------------------------------------------------
-
-
-def shipped_bundles() -> dict[str, Path]:
-    """Name and folder of the bundles that come with the package."""
-    found: dict[str, Path] = {}
-    for folder in SHIPPED:
-        for path in sorted(folder.glob("*/configs/metadata.json")):
-            found.setdefault(path.parents[1].name, path.parents[1])
-    return found
-
-
 def find_bundle(name_or_path: FilePath) -> Path:
     """The folder of a bundle, by the name of a shipped one or by its path.
 
@@ -372,12 +362,12 @@ def load_bundle(
         SettingError: If the device is not there.
     """
     root = find_bundle(name_or_path)
-    place = _device(device)
+    place = usable_device(device)
     config = root / "configs" / "inference.json"
-    metadata = _read_json(root / "configs" / "metadata.json")
-    parser = _parser(config, root)
-    recipe = Recipe.from_config(_content(parser, RECIPE_IDS, config), source=str(config))
-    network = _content(parser, ("network_def",), config).get("network_def")
+    metadata = read_json(root / "configs" / "metadata.json")
+    parser = parser_of(config, root)
+    recipe = Recipe.from_config(content(parser, RECIPE_IDS, config), source=str(config))
+    network = content(parser, ("network_def",), config).get("network_def")
     if not isinstance(network, nn.Module):
         raise BundleError(
             f"{config} has no network under `network_def`. Add it, with a `_target_` from "
@@ -393,114 +383,7 @@ def load_bundle(
         recipe=recipe,
         network=network,
         weights_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
-        licence=_licence(root, metadata),
-        cite=_texts(metadata.get("cite") or metadata.get("references")),
+        licence=licence_of(root, metadata),
+        cite=texts(metadata.get("cite") or metadata.get("references")),
         device=place,
     )
-
-
-def load_weights(network: nn.Module, path: Path) -> None:
-    """Loads a flat state dictionary that fits exactly.
-
-    Raises:
-        BundleError: If the file is missing or damaged, or is of another network.
-    """
-    state = load_state(path)
-    known = network.state_dict()
-    lacking = [key for key in known if key not in state]
-    foreign = [key for key in state if key not in known]
-    reshaped = [
-        f"{key} {tuple(getattr(state[key], 'shape', ()))} instead of {tuple(known[key].shape)}"
-        for key in known
-        if key in state and getattr(state[key], "shape", None) != known[key].shape
-    ]
-    faults = {"lacks": lacking, "has no place for": foreign, "has other sizes": reshaped}
-    if any(faults.values()):
-        said = "; ".join(
-            f"it {verb} {', '.join(keys[:3])}{f' and {len(keys) - 3} more' * (len(keys) > 3)}"
-            for verb, keys in faults.items()
-            if keys
-        )
-        raise BundleError(
-            f"{path} holds the weights of another network than network_def: {said}. Restore the "
-            f"weights of this bundle, or the settings that they were trained with."
-        )
-    network.load_state_dict(state, strict=True)
-
-
-def _device(device: str | torch.device) -> torch.device:
-    try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise SettingError(
-            f"device {str(device)!r} cannot be used ({reason}). Use cpu, or cuda where there is a "
-            f"GPU."
-        ) from error
-    return place
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise BundleError(
-            f"{path} does not exist; a bundle needs it. Restore it, or check the path."
-        ) from error
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path} cannot be read as JSON: {error}. Restore the file.") from error
-    if not isinstance(content, dict):
-        raise BundleError(f"{path} holds a {type(content).__name__}; expected names with values.")
-    return content
-
-
-def _parser(config: Path, root: Path) -> ConfigParser:
-    parser = ConfigParser(_read_json(config))
-    parser["bundle_root"] = str(root)
-    return parser
-
-
-def _content(parser: ConfigParser, ids: Sequence[str], config: Path) -> dict[str, Any]:
-    """Resolved values of those identifiers that there are."""
-    found = {}
-    for key in ids:
-        if parser.get(key) is None:
-            continue
-        try:
-            found[key] = parser.get_parsed_content(key)
-        except MedvaeError:
-            raise
-        except Exception as error:  # a configuration may call anything
-            cause = error.__cause__ or error
-            raise BundleError(
-                f"{config}: `{key}` cannot be made ({type(cause).__name__}: {cause}). Correct it, "
-                f"or install the version of medvae3d that the bundle was made with."
-            ) from error
-    return found
-
-
-def _licence(root: Path, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Terms of the weights and of the data they were trained on, as the bundle states them."""
-    weights = metadata.get("licence") or metadata.get("license")
-    if not weights:
-        lines = _lines(root / "LICENSE")
-        weights = " ".join(lines[:2]) if lines else "not stated"
-    data = _texts(metadata.get("data_licence") or metadata.get("data_license"))
-    if not data:
-        lines = _lines(root / "docs" / "data_license.txt")
-        data = tuple(line for line in lines if re.match(r"\d+[.)]", line)) or tuple(lines[:3])
-    return {"weights": str(weights), "data": list(data)}
-
-
-def _lines(path: Path) -> list[str]:
-    if not path.is_file():
-        return []
-    text = path.read_text(encoding="utf-8", errors="replace")
-    return [line.strip() for line in text.splitlines() if line.strip()]
-
-
-def _texts(value: Any) -> tuple[str, ...]:
-    if not value:
-        return ()
-    return (value,) if isinstance(value, str) else tuple(str(each) for each in value)

@@ -66,7 +66,7 @@ def train(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the run; a bundle again.")],
     settings: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Settings of train.json to replace."),
+        typer.Argument(metavar="KEY=VALUE", help="Settings of train.json to replace."),
     ] = None,
     recipe: Annotated[
         str | None, typer.Option(help="A recipe of the bundle, such as small for ten cases.")
@@ -84,8 +84,7 @@ def train(
 ) -> None:
     """Train a bundle on your own cases; DIR is then a bundle that every command takes.
 
-    Ctrl-C ends the step, saves the state and leaves with 130; --resume goes on from there, to the
-    very weights of a run without interruption.
+    Ctrl-C ends the step and saves the state; --resume goes on from there to the same weights.
 
     Example: medvae3d train sts_petct_hvae --datalist cases.json --out mine --recipe small
     """
@@ -118,23 +117,32 @@ def train(
 def figures(
     bundle: BundleName,
     datalist: Annotated[Path, typer.Option(metavar="LIST", help="MONAI data list (JSON).")],
-    split: Annotated[str, typer.Option(help="validation or testing.")] = "validation",
+    split: Annotated[
+        str, typer.Option(help="validation or testing, or both with a comma.")
+    ] = "validation",
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Also write the figures there.")
+        Path | None, typer.Option(metavar="DIR", help="Also write figures and pictures there.")
     ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all that is random.")] = 0,
+    section: Annotated[
+        list[str] | None, typer.Option(help="One section alone; may be given several times.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Only show that everything runs: no true figures.")
+    ] = False,
 ) -> None:
     """Measure a bundle on held-out cases and print the figures of its model card.
 
     Example: medvae3d figures sts_petct_hvae --datalist cases.json --split testing
     """
-    from medvae3d.apps.bundle import find_bundle
-    from medvae3d.evaluation.figures import report
+    from medvae3d.apps.figures import report
 
-    root = find_bundle(bundle)
     watch = Stopwatch()
-    found = report(bundle_root=root, datalist=datalist, split=split, out=out)
+    found = report(
+        bundle, datalist, split, out, seed=seed, quick=quick, sections=section, progress=notice
+    )
     rows = list(flattened(found))
-    output().print(table(f"{root.name}, {split} cases of {datalist}", ("figure", ">value"), rows))
+    output().print(table(f"{bundle}, {split} cases of {datalist}", ("figure", "value"), rows))
     notice(f"measured in {duration(watch.seconds)}")
     if out is not None:
         say(f"figures: {out}")

@@ -37,7 +37,8 @@ def require_trainable(datalist: DataList, settings: Mapping[str, Any]) -> list[s
     cases = [case for case in datalist if case.split in READ_IN_TRAINING]
     if not datalist.split("training"):
         raise DataListError(
-            f"{datalist.path} has no case under 'training'; at least one is needed. Move some there."
+            f"{datalist.path} has no case under 'training'; at least one is needed. Move"
+            f" some there."
         )
     # Two-stage models learn shapes from masks alone; their configuration says so.
     needs_images = "allow_missing_images=True" not in json.dumps(settings.get("train", {}))
@@ -56,9 +57,9 @@ def require_trainable(datalist: DataList, settings: Mapping[str, Any]) -> list[s
     values = list(settings["labels"].values())
     report = check(datalist, values=values)
     _require_clean(report)
-    for case in report.cases:
-        if case.split in READ_IN_TRAINING and case.channels:
-            _require_channels(case, settings["channels"])
+    for found in report.cases:
+        if found.split in READ_IN_TRAINING and found.channels:
+            _require_channels(found, settings["channels"])
     others = [f for f in (*report.unreadable, *report.findings) if not _is_fatal(report, f)]
     return [f"note: {finding.text}" for finding in others]
 

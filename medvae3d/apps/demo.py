@@ -1,4 +1,4 @@
-"""The demonstration: samples from every shipped bundle and lesions in a phantom, from the weights."""
+"""The demonstration: samples from every shipped bundle, and lesions in a phantom."""
 
 from __future__ import annotations
 

@@ -347,7 +347,8 @@ class _Run:
         limits = ConditionDraw(statistics, self.recipe).percentiles_ml
         if limits is None:
             return found
-        count, options = self.effort.controlled, {}
+        count = self.effort.controlled
+        options: dict[str, Any] = {}
         if self.is_insertion:
             options, count = self._insertion(count)
         asked, made, records = [], [], []
@@ -369,7 +370,8 @@ class _Run:
     def _samples(self) -> Cases:
         self.say("samples")
         folder = self.folder / "samples"
-        count, options = self.effort.samples, {}
+        count = self.effort.samples
+        options: dict[str, Any] = {}
         if self.is_insertion:
             options, count = self._insertion(count)
         if folder.exists():  # of an earlier report; other weights would be refused
@@ -469,14 +471,9 @@ class _Run:
         for case in range(min(DRAWN_CASES, len(self.unseen))):
             for title, (image, mask) in rows.items():
                 native = self.recipe.to_native(image[case : case + 1], statistics)[0]
-                grid = (
-                    replace(self.recipe.grid) if image.shape[2:] == self.recipe.grid.shape else None
-                )
-                if grid is None:
-                    continue
                 label = mask[case, 0].numpy().astype("uint8")
                 text = f"{self.unseen.names[case]}   {title}"
-                panels.append(Panel(text, native.numpy(), label, grid))
+                panels.append(Panel(text, native.numpy(), label, self.recipe.grid))
         if panels:
             contact_sheet(panels, self.recipe.channels, self.folder / name, columns=len(rows))
 

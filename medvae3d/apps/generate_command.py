@@ -47,7 +47,7 @@ def generate(
     ] = None,
     temperature: Annotated[
         float | None,
-        typer.Option(rich_help_panel=WISHES, help="Below 1: nearer to the training set, less varied."),
+        typer.Option(rich_help_panel=WISHES, help="Below 1: nearer to the training set."),
     ] = None,
     extrapolate: Annotated[
         bool,
@@ -85,10 +85,9 @@ def generate(
 
     Case i depends on seed and i alone: ranges made with --start on several machines go together.
 
-    Example: medvae3d generate sts_petct_hvae --count 20 --seed 1 --volume-ml 20:200 --out synthetic
+    Example: medvae3d generate sts_petct_hvae --count 20 --seed 1 --volume-ml 20:200 --out made
 
-    Example: medvae3d generate brain_mri_ms_pavae --count 4 --host flair.nii.gz --lesions 3:8
-    --out inserted
+    Example: medvae3d generate brain_mri_ms_pavae --count 4 --host flair.nii.gz --out made
     """
     options: dict[str, Any] = {
         "start": start,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -151,13 +152,12 @@ def _names(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 def _value(key: str, text: str, present: Any) -> Any:
     """A value as JSON, or as text; of the kind that the present one is."""
+    value: Any = text
     if text in WORDS:
         value = WORDS[text]
     else:
-        try:
+        with suppress(ValueError):
             value = json.loads(text)
-        except ValueError:
-            value = text
     is_free = isinstance(value, str) and value.startswith(EXPRESSIONS)
     if present is None or is_free or (isinstance(present, str) and present[:1] in EXPRESSIONS):
         return value

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from medvae3d import __version__
+from medvae3d.apps.bundle_files import read_json
 from medvae3d.data.datalists import SPLITS, DataList
-from medvae3d.errors import BundleError, OutputError, SettingError
+from medvae3d.data.nifti import write_bytes
+from medvae3d.errors import OutputError, SettingError
 
 RUN_FILE = "run.json"
 # What every configuration of a bundle says alike: the network, and what goes into it.
@@ -50,8 +52,6 @@ def read_run(folder: Path) -> dict[str, Any] | None:
 
 def write_run(folder: Path, run: Mapping[str, Any]) -> None:
     """Writes what is known of a run."""
-    from medvae3d.data.nifti import write_bytes
-
     write_bytes(folder / RUN_FILE, _pretty(run))
 
 
@@ -66,6 +66,12 @@ def require_same_run(folder: Path, found: Mapping[str, Any], wanted: Mapping[str
     Raises:
         SettingError: If anything differs.
     """
+    if wanted.get("cases_sha256") not in (None, found.get("cases_sha256")):
+        raise SettingError(
+            f"{folder} holds a run on other cases: those of its list {found.get('datalist')} were "
+            f"{found.get('cases')}, and the files were not these. Resume with the list that it "
+            f"was begun with, or train anew in another folder."
+        )
     for key, value in wanted.items():
         if value is not None and value != found.get(key):
             raise SettingError(
@@ -104,9 +110,9 @@ def write_bundle(
         if path.name == "train.json":
             target.write_bytes(_pretty(settings))
         elif path.name == "metadata.json":
-            target.write_bytes(_pretty(_metadata(_read(path), source.name, datalist)))
+            target.write_bytes(_pretty(_metadata(read_json(path), source.name, datalist)))
         elif path.suffix == ".json" and moved:
-            content = _read(path)
+            content = read_json(path)
             target.write_bytes(
                 _pretty(content | {key: settings[key] for key in moved if key in content})
             )
@@ -211,16 +217,6 @@ medvae3d figures {name} --datalist LIST
 medvae3d generate {name} --count 20 --seed 1 --out synthetic
 ```
 """
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path} cannot be read as JSON: {error}. Restore the file.") from error
-    if not isinstance(content, dict):
-        raise BundleError(f"{path} holds a {type(content).__name__}; expected names with values.")
-    return content
 
 
 def _pretty(content: Mapping[str, Any] | Sequence[Any]) -> bytes:

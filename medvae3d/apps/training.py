@@ -1,20 +1,20 @@
 """Training as one call: a thin front over a bundle's own ``train.json``, through MONAI's workflow.
 
 Everything that can be wrong is looked for before the folder of the run is made: the settings, the
-data list and every file that it names; then the networks are built and the cases read. Only then
-does the folder appear, and the first step is taken.
+data list and every file that it names. If the networks cannot be built or the cases not be prepared
+after that, the folder is removed again.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import platform
 import shutil
 import signal
 import sys
-import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +30,7 @@ from monai.utils import set_determinism
 
 from medvae3d import __version__
 from medvae3d.apps.bundle import find_bundle
+from medvae3d.apps.bundle_files import usable_device
 from medvae3d.apps.console import Advance, Stopwatch, duration
 from medvae3d.apps.data_for_training import require_trainable
 from medvae3d.apps.settings import changed, parse_changes, read_settings
@@ -102,15 +103,14 @@ def train(
             f"on with it, or choose another folder for --out."
         )
     listed = read_datalist(datalist)
-    asked = {
+    asked: dict[str, Any] = {
         "bundle": None if found is not None and source == folder.resolve() else source.name,
         "recipe": recipe,
         "seed": seed,
         "cases_sha256": _fingerprint(listed),
     }
-    original = read_settings(source, recipe)
     if found is None:
-        settings = original
+        settings = read_settings(source, recipe)
         parsed = parse_changes(changes, settings)
         settings = changed(settings, parsed | ({} if seed is None else {"seed": seed}))
         run = {**asked, "seed": settings.get("seed"), "settings": parsed, **_circumstances(listed)}
@@ -130,10 +130,11 @@ def train(
     with _quiet(verbose), _own_errors(settings_given=bool(parsed)):
         job = _Job(folder, settings, listed, resume, device, say, advance)
         if found is None:
-            job.prepare_new(lambda part: write_bundle(
-                part, source, settings, original, listed, run, name=folder.resolve().name))  # fmt: skip
+            parts = (source, settings, read_settings(source), listed, run)
+            name = folder.resolve().name
+            job.prepare_new(lambda part: write_bundle(part, *parts, name=name))
         else:
-            job.prepare(folder)
+            job.prepare()
     with _quiet(verbose), _own_errors():
         outcome = job.run()
     if outcome.signal is None:
@@ -164,38 +165,38 @@ class _Job:
             "resume": resume,
         }
         if device is not None:
-            self.changes["device"] = f"$torch.device({_usable(device)!r})"
+            self.changes["device"] = f"$torch.device({str(usable_device(device))!r})"
         handlers = settings["train"]["handlers"]
         if not datalist.split("validation"):
             say("no validation cases: nothing will be validated")
             self.changes["train#handlers"] = [
-                each for each in handlers if not each["_target_"].endswith("ValidationHandler")
+                each for each in handlers if "@validate" not in json.dumps(each)
             ]
         self.workflow: Any = None
         self.trainer: Any = None
 
     def prepare_new(self, write: Callable[[Path], None]) -> None:
-        """Builds everything from a folder beside the one to be, which appears when all is well."""
+        """Makes the folder and builds everything from it; if that fails, nothing of it is left."""
+        is_new = not self.folder.exists()
         try:
-            self.folder.parent.mkdir(parents=True, exist_ok=True)
-            part = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}.", dir=self.folder.parent))
+            self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(
                 f"{self.folder} cannot be made: {error.strerror}. Choose another folder for --out."
             ) from error
         try:
-            os.chmod(part, 0o777 & ~_umask())
-            write(part)
-            self.prepare(part)
-            os.replace(part, self.folder)
+            write(self.folder)
+            self.prepare()
         except BaseException:
-            shutil.rmtree(part, ignore_errors=True)
+            shutil.rmtree(self.folder, ignore_errors=True)
+            if not is_new:
+                self.folder.mkdir()
             raise
 
-    def prepare(self, root: Path) -> None:
+    def prepare(self) -> None:
         """Reads the cases and builds networks and trainer."""
         self.say("reading the cases")
-        config = str(root / "configs" / "train.json")
+        config = str(self.folder / "configs" / "train.json")
         self.workflow = ConfigWorkflow(
             config, logging_file=False, workflow_type="train", **self.changes
         )
@@ -213,10 +214,12 @@ class _Job:
         finally:
             sys.path[:] = before  # MONAI adds the bundle's folder
             set_determinism(None)
-        if not stopped:
-            self.say(f"trained {reporter.total} steps in {duration(reporter.watch.seconds)}")
-        steps = int(self.trainer.state.iteration)
-        return Outcome(self.folder, steps, reporter.total, stopped[0] if stopped else None)
+        steps, total = int(self.trainer.state.iteration), reporter.total
+        # A signal within the very last step comes too late to stop anything.
+        if stopped and self.trainer.should_terminate:
+            return Outcome(self.folder, steps, total, stopped[0])
+        self.say(f"trained {steps - reporter.first} steps in {duration(reporter.watch.seconds)}")
+        return Outcome(self.folder, steps, total)
 
 
 class _Reporter:
@@ -244,7 +247,7 @@ class _Reporter:
     def _step(self, engine: Engine) -> None:
         done = int(engine.state.iteration)
         if self.advance is not None:
-            loss = engine.state.output["loss"]  # type: ignore[index,call-overload]
+            loss = engine.state.output["loss"]  # type: ignore[index]
             words = "fitting the prior" if done == self.total else f"loss {loss:.4g}"
             self.advance(done, self.total, words)
 
@@ -253,7 +256,7 @@ class _Reporter:
             return
         done = int(engine.state.iteration)
         left = self.watch.seconds / max(1, done - self.first) * (self.total - done)
-        loss = engine.state.output["loss"]  # type: ignore[index,call-overload]
+        loss = engine.state.output["loss"]  # type: ignore[index]
         self.say(
             f"epoch {engine.state.epoch}/{engine.state.max_epochs}, step {done}/{self.total}, "
             f"loss {loss:.4g}, {duration(left)} left"
@@ -264,21 +267,33 @@ class _Reporter:
 def _stopping(trainer: Any, say: Say) -> Iterator[list[int]]:
     """Lets the first interruption end the step and save the state, and a second one end it all."""
     caught: list[int] = []
-    started = [False]
-    trainer.add_event_handler(Events.STARTED, lambda engine: started.__setitem__(0, True))
+    is_running = False
+
+    def start(engine: Engine) -> None:
+        nonlocal is_running
+        is_running = True
+
+    def end_step(engine: Engine) -> None:
+        # The last step of an epoch is followed by its validation, which belongs to it.
+        if caught and engine.state.iteration % int(engine.state.epoch_length or 1):
+            engine.terminate(skip_completed=True)
+
+    def end_epoch(engine: Engine) -> None:
+        nonlocal is_running
+        is_running = engine.state.epoch < int(engine.state.max_epochs or 0)
+        if caught and is_running:
+            engine.terminate(skip_completed=True)
 
     def stop(number: int, frame: Any) -> None:
-        state = trainer.state
-        is_between_steps = (
-            not started[0] or state.iteration >= state.max_epochs * state.epoch_length
-        )
         # Before the first step there is nothing to save, after the last one it is saved.
-        if caught or is_between_steps:
+        if caught or not is_running:
             raise KeyboardInterrupt
         caught.append(number)
         say("stopping after this step; once more to stop at once, without saving")
-        trainer.terminate(skip_completed=True)
 
+    trainer.add_event_handler(Events.STARTED, start)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, end_step)
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, end_epoch)
     if threading.current_thread() is not threading.main_thread():
         yield caught  # only the main thread may take signals
         return
@@ -328,7 +343,7 @@ def _own_errors(settings_given: bool = False) -> Iterator[None]:
             first = chain[-1]
             raise SettingError(
                 f"the training cannot be set up with these settings: {type(first).__name__}: "
-                f"{str(first).splitlines()[0] if str(first) else ''}. Correct or leave out KEY=VALUE."
+                f"{(str(first).splitlines() or [''])[0]}. Correct or leave out KEY=VALUE."
             ) from error
         raise
 
@@ -363,20 +378,3 @@ def _circumstances(datalist: DataList) -> dict[str, Any]:
             "monai": monai.__version__,
         },
     }
-
-
-def _usable(device: str) -> str:
-    try:
-        torch.empty(0, device=torch.device(device))
-    except (RuntimeError, AssertionError) as error:
-        raise SettingError(
-            f"device {device!r} cannot be used ({str(error).splitlines()[0]}). Use cpu, or cuda "
-            f"where there is a GPU."
-        ) from error
-    return device
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

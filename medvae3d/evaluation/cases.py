@@ -48,8 +48,13 @@ class Cases:
 
     def __getitem__(self, rows: Any) -> Cases:
         index = torch.arange(len(self))[rows]
-        parts = [part[index] for part in (self.image, self.mask, self.valid, self.region)]
-        return Cases(*parts, tuple(self.names[int(i)] for i in index))
+        return Cases(
+            self.image[index],
+            self.mask[index],
+            self.valid[index],
+            self.region[index],
+            tuple(self.names[int(i)] for i in index),
+        )
 
     def with_masks_of(self, order: Sequence[int]) -> Cases:
         """The same images with the masks of other cases."""
@@ -167,7 +172,8 @@ def lesion_cases(
             )
     if not names:
         return None
-    return Cases(*(torch.stack(stack) for stack in stacks), tuple(names))
+    images, masks, valid, regions = (torch.stack(stack) for stack in stacks)
+    return Cases(images, masks, valid, regions, tuple(names))
 
 
 def joined(parts: Sequence[Cases | None]) -> Cases:
@@ -182,9 +188,13 @@ def joined(parts: Sequence[Cases | None]) -> Cases:
             f"no lesion of {MIN_VOXELS} voxels or more that fits into a patch was found in cases "
             f"with an image. Check the masks with `medvae3d data check`, or name another split."
         )
-    names = tuple(name for part in found for name in part.names)
-    fields = ("image", "mask", "valid", "region")
-    return Cases(*(torch.cat([getattr(part, name) for part in found]) for name in fields), names)
+    return Cases(
+        torch.cat([part.image for part in found]),
+        torch.cat([part.mask for part in found]),
+        torch.cat([part.valid for part in found]),
+        torch.cat([part.region for part in found]),
+        tuple(name for part in found for name in part.names),
+    )
 
 
 def crop(x: Tensor, start: Sequence[int], shape: Sequence[int], fill: float = 0.0) -> Tensor:

@@ -79,7 +79,7 @@ def control_before_level(
         masks.append(model.decode(z, Condition(part))["mask"].mode())
     mask = torch.cat(masks)
     made = mask_attributes(mask, spacing_mm, statistics.names)
-    filled: Tensor = mask.flatten(1).any(1)
+    filled: Tensor = (mask > 0).flatten(1).any(1)
     columns: Mapping[str, int] = {name: i for i, name in enumerate(statistics.names)}
     return {
         "samples": count,

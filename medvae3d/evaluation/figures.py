@@ -213,7 +213,7 @@ def texture_stage(
     return figures, made
 
 
-# -- what is to be reached --------------------------------------------------------------------------
+# -- what is to be reached ------------------------------------------------------------------------
 
 
 def targets(figures: Mapping[str, Any], *, is_fast: bool = True) -> list[dict[str, Any]]:
@@ -274,7 +274,7 @@ def targets(figures: Mapping[str, Any], *, is_fast: bool = True) -> list[dict[st
     return found
 
 
-# -- files ------------------------------------------------------------------------------------------
+# -- files ----------------------------------------------------------------------------------------
 
 
 def write_figures(figures: Mapping[str, Any], out: Path) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -17,8 +16,6 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from medvae3d.errors import OutputError
 
@@ -33,6 +30,8 @@ def peak_memory_mb() -> float:
         for line in status.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 1024
+    import resource  # not on Windows
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)
 
@@ -45,6 +44,8 @@ def written_per_second(write: Write, count: int, warm_up: int = 8) -> dict[str, 
         count: Samples that are timed.
         warm_up: Samples before; the first batch is slower.
     """
+    import torch  # so that a process that only measures memory stays small
+
     with tempfile.TemporaryDirectory(prefix="medvae3d-throughput-") as folder:
         if warm_up:
             write(Path(folder) / "warm_up", warm_up, 0)

@@ -72,8 +72,8 @@ def ssim(made: Tensor, real: Tensor, where: Tensor) -> Tensor:
         made, real, 3, (width,) * 3, (SSIM_DEVIATION,) * 3, data_range=1.0
     )
     edge = width // 2
-    inner = tuple(slice(edge, n - edge) for n in real.shape[2:])
-    counted = (where[(..., *inner)] > 0).float().expand_as(values)
+    i, j, k = (slice(edge, n - edge) for n in real.shape[2:])
+    counted = (where[..., i, j, k] > 0).float().expand_as(values)
     total: Tensor = (values * counted).flatten(2).sum(2) / counted.flatten(2).sum(2)
     return total.double()
 

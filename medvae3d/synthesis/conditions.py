@@ -99,10 +99,10 @@ class ConditionDraw:
         self.columns = [statistics.names.index(name) for name in self.volumes]
         count = int(statistics.example_count)
         self.examples = statistics.example_values[:count].cpu()
+        self.percentiles_ml = self._percentiles_ml()
         self.request = self._checked(request)
 
-    @property
-    def percentiles_ml(self) -> Range | None:
+    def _percentiles_ml(self) -> Range | None:
         """Volumes between which the training set lies, by the recipe's percentiles."""
         if not self.volumes or not len(self.examples):
             return None

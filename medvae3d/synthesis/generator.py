@@ -23,6 +23,9 @@ from medvae3d.synthesis.conditions import VolumeRequest
 from medvae3d.synthesis.makers import Draft, Maker, Settings, make_maker
 from medvae3d.synthesis.recipe import Recipe
 
+# A batch of one takes torch's plain convolution on the CPU: 207 ms for 48^3, against 80 ms for two.
+RETRY_ROWS = 2
+
 if TYPE_CHECKING:
     from medvae3d.synthesis.insertion import Inserted
 
@@ -183,7 +186,7 @@ def _block(maker: Maker, wanted: Sequence[int], size: int) -> list[Sample]:
             if draft.attempt + 1 >= maker.recipe.synthesis.max_attempts:
                 raise _gave_up(draft.index, reasons[draft.index])
             (draft,) = maker.drafts([draft.index], draft.attempt + 1)
-            maker.fill([draft], 1)
+            maker.fill([draft], RETRY_ROWS)
         made.append(draft)
     labels, images = maker.finish(made)
     records = maker.records(made, labels, images)

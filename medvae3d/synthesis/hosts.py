@@ -120,9 +120,7 @@ def read_host(
         first.grid.require_same(volume.grid, this=str(paths[0]), that=str(path))
     require_room(first.grid, recipe, name=str(paths[0]))
     for volume, channel in zip(volumes, recipe.channels, strict=True):
-        what = f"{volume.path} ({channel.name})"
-        channel.intensity.check(torch.from_numpy(volume.array), what)
-        require_contrast(volume, what)
+        require_modality(volume, channel)
     there = np.zeros(first.grid.shape, np.uint8)
     if label is not None:
         known = read_mask(label, recipe.values, what="host label")
@@ -188,18 +186,25 @@ def require_room(grid: Grid, recipe: Recipe, *, name: str) -> None:
         )
 
 
-def require_contrast(volume: Volume, what: str) -> None:
-    """Refuses a constant channel.
+def require_modality(volume: Volume, channel: Channel) -> None:
+    """Refuses a channel that is constant, or clearly of another unit or modality.
 
     Raises:
         IntensityError: If it is.
     """
+    what = f"{volume.path} ({channel.name})"
     low, high = float(volume.array.min()), float(volume.array.max())
     if not low < high:
         raise IntensityError(
             f"{what} is {low:g} in all of its voxels; a lesion needs surroundings. "
             f"Check the file with `medvae3d data check`."
         )
+    try:
+        channel.intensity.check(torch.from_numpy(volume.array), what)
+    except IntensityError as error:
+        if str(volume.path) in str(error):
+            raise
+        raise IntensityError(f"{what}: {error}") from error
 
 
 def _brain(first: Volume, path: str | PathLike[str] | None, channel: Channel) -> Mask:

@@ -168,7 +168,7 @@ def find_brain(image: Floats, spacing: Sequence[float], *, has_skull: bool = Tru
     there is none, the brain was extracted already and the head is the brain. Otherwise a watershed
     from the depth of the head and from the scalp meets in that dark layer. Good enough for placing
     lesions and for percentiles, not for measuring: on phantoms with skull the Dice is 0.83 to 0.92,
-    on extracted brains 0.98.
+    on extracted brains 0.98. Voxels above 4 mm are too coarse to show the skull.
 
     Args:
         image: Any channel, axes right, anterior, superior, :math:`(I, J, K)`.

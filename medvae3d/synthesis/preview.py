@@ -35,6 +35,8 @@ DOTS_PER_INCH = 110
 # Pixels that a plane is drawn with at least, so that small volumes can be seen.
 SMALLEST_PLANE = 160
 GAP = 4
+# Share of a PET channel's scale that is shown black: 10 SUV where the scale is 20, as in clinics.
+PET_TOP = 0.5
 ZOOM_MM = 48.0
 
 
@@ -127,7 +129,7 @@ def shade(
     """
     scheme = channel.intensity
     if isinstance(scheme, PowerIntensity):
-        return np.asarray(1 - np.clip(image / scheme.scale, 0, 1))
+        return np.asarray(1 - np.clip(image / (PET_TOP * scheme.scale), 0, 1))
     if isinstance(scheme, WindowIntensity):
         low, high = scheme.low, scheme.high
     else:

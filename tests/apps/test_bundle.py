@@ -13,7 +13,7 @@ import tiny_bundles as tiny
 import torch
 
 import medvae3d
-from medvae3d.apps import bundle as bundles
+from medvae3d.apps import catalogue
 from medvae3d.apps.bundle import Bundle, load_bundle
 from medvae3d.errors import (
     BundleError,
@@ -103,13 +103,13 @@ def test_where_the_bundle_stands_changes_no_byte(root, tmp_path):
 
 
 def test_names_of_shipped_bundles_are_found(root, monkeypatch):
-    monkeypatch.setattr(bundles, "SHIPPED", (root.parent,))
-    assert bundles.shipped_bundles() == {"balls": root}
+    monkeypatch.setattr(catalogue, "SHIPPED", (root.parent,))
+    assert catalogue.shipped_bundles() == {"balls": root}
     assert load_bundle("balls").root == root
 
 
 def test_an_unknown_name_lists_those_that_there_are(root, monkeypatch, tmp_path):
-    monkeypatch.setattr(bundles, "SHIPPED", (root.parent,))
+    monkeypatch.setattr(catalogue, "SHIPPED", (root.parent,))
     with pytest.raises(BundleError, match=r"'cubes' is neither .* Shipped are: balls"):
         load_bundle("cubes")
     with pytest.raises(BundleError, match="Shipped are: balls"):

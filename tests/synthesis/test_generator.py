@@ -170,7 +170,7 @@ def test_an_empty_mask_is_drawn_again():
     assert made[0].record["attempts"] == 3
     assert made[0].record["rejected"] == {"empty": 2}
     assert made[1].record["attempts"] == 1
-    assert calls == [8, 1, 1]
+    assert calls == [8, 2, 2]
 
 
 def test_a_redrawn_sample_is_another_draw():

@@ -82,7 +82,7 @@ def test_the_patients_right_is_on_the_left_and_the_front_on_top(tmp_path):
 
 
 def test_pet_is_dark_where_uptake_is_high_and_ct_has_its_window():
-    assert shade(np.array([0.0, 10.0, 50.0]), PET).tolist() == [1, 0, 0]
+    assert shade(np.array([0.0, 2.5, 5.0, 50.0]), PET).tolist() == [1, 0.5, 0, 0]
     assert shade(np.array([-500.0, -100.0, 100.0, 300.0]), CT).tolist() == [0, 0, 0.5, 1]
 
 
