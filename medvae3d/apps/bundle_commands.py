@@ -12,10 +12,10 @@ from medvae3d.apps import catalogue
 from medvae3d.apps.console import (
     Stopwatch,
     duration,
-    flattened,
     notice,
     notices,
     output,
+    parse_whole,
     progress,
     say,
     table,
@@ -72,7 +72,7 @@ def train(
         str | None, typer.Option(help="A recipe of the bundle, such as small for ten cases.")
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Seed of all noise; the bundle's if not given.")
+        str | None, typer.Option(metavar="S", help="Seed of all noise; else the bundle's own.")
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in DIR, if there is one.")
@@ -88,12 +88,13 @@ def train(
 
     Example: medvae3d train sts_petct_hvae --datalist cases.json --out mine --recipe small
     """
+    root = None if seed is None else parse_whole(seed, "--seed")
     with notices().status("loading") if notices().is_terminal else _nothing():
         from medvae3d.apps.training import train as run
 
     def start(advance: Any) -> Any:
         return run(
-            bundle, datalist, out, recipe=recipe, seed=seed, resume=resume, device=device,
+            bundle, datalist, out, recipe=recipe, seed=root, resume=resume, device=device,
             changes=settings or (), verbose=verbose, say=notice, advance=advance,
         )  # fmt: skip
 
@@ -123,26 +124,46 @@ def figures(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Also write figures and pictures there.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of all that is random.")] = 0,
+    seed: Annotated[str, typer.Option(metavar="S", help="Seed of all that is random.")] = "0",
     section: Annotated[
         list[str] | None, typer.Option(help="One section alone; may be given several times.")
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Only show that everything runs: no true figures.")
     ] = False,
+    weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Other weights than the bundle's.")
+    ] = None,
+    twin: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]FILE",
+            help="Weights trained without the flow, to stand beside; may be given several times.",
+        ),
+    ] = None,
 ) -> None:
     """Measure a bundle on held-out cases and print the figures of its model card.
 
     Example: medvae3d figures sts_petct_hvae --datalist cases.json --split testing
     """
-    from medvae3d.apps.figures import report
+    root = parse_whole(seed, "--seed")
+    from medvae3d.apps.figures import read_twins, report
+    from medvae3d.evaluation.figures import markdown
 
     watch = Stopwatch()
     found = report(
-        bundle, datalist, split, out, seed=seed, quick=quick, sections=section, progress=notice
+        bundle,
+        datalist,
+        split,
+        out,
+        seed=root,
+        quick=quick,
+        sections=section,
+        progress=notice,
+        weights=weights,
+        twin=read_twins(twin or ()),
     )
-    rows = list(flattened(found))
-    output().print(table(f"{bundle}, {split} cases of {datalist}", ("figure", "value"), rows))
+    say(markdown(found))
     notice(f"measured in {duration(watch.seconds)}")
     if out is not None:
         say(f"figures: {out}")
@@ -150,17 +171,18 @@ def figures(
 
 def demo(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for everything.")],
-    seed: Annotated[int, typer.Option(min=0, help="Same seed, same bytes.")] = 20,
+    seed: Annotated[str, typer.Option(metavar="S", help="Same seed, same bytes.")] = "20",
     device: Device = None,
 ) -> None:
     """Make 4 volumes with masks from each shipped bundle and insert lesions into a phantom.
 
     Example: medvae3d demo --out demo
     """
+    root = parse_whole(seed, "--seed")
     from medvae3d.apps.demo import run_demo
 
     watch = Stopwatch()
-    rows = run_demo(out, seed, device, notice)
+    rows = run_demo(out, root, device, notice)
     output().print(table("Made", ("what", ">cases", ">s", "folder", "picture"), rows))
     say(f"all of it is in {out.resolve()}, made in {duration(watch.seconds)}")
     say("look at the preview.png files first; each case has its record in records/")

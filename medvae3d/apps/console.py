@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -53,6 +53,21 @@ def notice(text: str) -> None:
 
 
 # -- options ------------------------------------------------------------------------------------
+
+
+def parse_whole(text: str, option: str, least: int = 0) -> int:
+    """Reads a whole number.
+
+    Raises:
+        SettingError: If it is not one, or too small.
+    """
+    with suppress(ValueError):
+        if int(text) >= least:
+            return int(text)
+    raise SettingError(
+        f"{option} is {text!r}; allowed are whole numbers from {least} on. Write it like "
+        f"{option} {max(least, 20)}."
+    )
 
 
 def parse_range(text: str, option: str, number: type[Number]) -> tuple[Number, Number]:

@@ -13,6 +13,7 @@ from medvae3d.apps.console import (
     output,
     parse_range,
     parse_triple,
+    parse_whole,
     progress,
     say,
     table,
@@ -115,9 +116,9 @@ def _cell(value: Any) -> str:
 
 @app.command()
 def phantom(
-    count: Annotated[int, typer.Option(help="Number of cases.")],
+    count: Annotated[str, typer.Option(metavar="N", help="Number of cases.")],
     out: Annotated[Path, typer.Option(help="Folder to make; must be empty or absent.")],
-    seed: Annotated[int, typer.Option(min=0, help="Same seed, same bytes.")] = 0,
+    seed: Annotated[str, typer.Option(metavar="S", help="Same seed, same bytes.")] = "0",
     shape: Annotated[
         str, typer.Option(metavar="I,J,K", help="Voxels along right, anterior, superior.")
     ] = "64,64,64",
@@ -130,14 +131,15 @@ def phantom(
 
     Example: medvae3d data phantom --count 10 --out phantoms --lesions 2:5
     """
+    number, root = parse_whole(count, "--count", least=1), parse_whole(seed, "--seed")
     sizes = parse_triple(shape, "--shape", int, above=0)
     voxel = parse_triple(spacing, "--spacing", float, above=0)
     range_of_lesions = parse_range(lesions, "--lesions", int)
     from medvae3d.data.phantom import write_phantoms
 
     with progress("drawing") as advance:
-        path = write_phantoms(out, count, seed, sizes, voxel, range_of_lesions, progress=advance)
-    say(f"{count} phantoms with their masks; data list: {path}")
+        path = write_phantoms(out, number, root, sizes, voxel, range_of_lesions, progress=advance)
+    say(f"{number} phantoms with their masks; data list: {path}")
 
 
 @app.command()

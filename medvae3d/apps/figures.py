@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,17 +19,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-from monai.transforms import Compose
 from torch import Tensor, nn
 
 from medvae3d import __version__
 from medvae3d.apps.bundle import Bundle, load_bundle
+from medvae3d.apps.figure_cases import CaseSource, Say
 from medvae3d.data.augmentation import Augmentation
-from medvae3d.data.datalists import as_monai, read_datalist
-from medvae3d.data.lesions import single_lesions
-from medvae3d.data.preparation import case_transforms
-from medvae3d.errors import DataListError, MedvaeError, SettingError
+from medvae3d.errors import MedvaeError, SettingError
 from medvae3d.evaluation import figures as judge
 from medvae3d.evaluation.agreement import (
     SegmenterSettings,
@@ -39,28 +34,21 @@ from medvae3d.evaluation.agreement import (
     make_segmenter,
     train_segmenter,
 )
-from medvae3d.evaluation.cases import (
-    MIN_VOXELS,
-    Cases,
-    joined,
-    lesion_cases,
-    mask_cases,
-    whole_cases,
-)
+from medvae3d.evaluation.cases import MIN_VOXELS, Cases, joined
 from medvae3d.evaluation.control import control_before_level, volume_control
 from medvae3d.evaluation.curves import plot_control, plot_history
 from medvae3d.evaluation.evidence import bounds, evidence, log_weights
 from medvae3d.evaluation.privacy import copy_check
+from medvae3d.evaluation.reconstruction import Words, reconstruction, shape_stage, texture_stage
 from medvae3d.evaluation.throughput import in_process, written_per_second
 from medvae3d.models.latent import LatentModel
 from medvae3d.models.two_stage import TwoStageModel
 from medvae3d.seeding import derive_generator
 from medvae3d.synthesis.conditions import ConditionDraw
 from medvae3d.synthesis.preview import Panel, contact_sheet
-from medvae3d.synthesis.records import read_records, rejections
+from medvae3d.synthesis.records import rejections
 from medvae3d.training.checkpoints import load_state, save_atomically
 
-Say = Callable[[str], None]
 SECTIONS = (
     "reconstruction",
     "shape",
@@ -72,9 +60,6 @@ SECTIONS = (
     "throughput",
 )
 DRAWN_CASES = 4
-JITTER = 6
-REPEATS = 3
-LESIONS_PER_HOST = 10
 
 
 @dataclass(frozen=True)
@@ -160,18 +145,13 @@ def report(
                 section = run.guarded(name, getattr(run, name))
             if section:
                 found[name] = section
-        if run.generation:
-            found["generation"] = run.generation
+        if run.cases.generation:
+            found["generation"] = run.cases.generation
         joint = bundle.recipe.synthesis.kind == "joint"
         found["targets"] = judge.targets(found, is_fast=joint)
         result = judge.plain(found)
         if out is not None:
-            history, scores = (
-                bundle.root / "eval" / n for n in ("history.csv", "validation.jsonl")
-            )
-            if history.is_file():
-                validation = scores if scores.is_file() else None
-                plot_history(history, validation, folder / "training.png")
+            _draw_training(bundle.root, folder)
             judge.write_figures(result, folder)
     return cast("dict[str, Any]", result)
 
@@ -192,34 +172,15 @@ class _Run:
         self.bundle, self.recipe, self.network = bundle, bundle.recipe, bundle.network
         self.folder, self.seed, self.effort, self.say = folder, seed, effort, say
         self.twins: dict[str, LatentModel] = {}
-        self.generation: dict[str, Any] = {}
-        self.is_insertion = self.recipe.synthesis.kind == "insertion"
         self.is_two_stage = isinstance(self.network, TwoStageModel)
-        listed = read_datalist(datalist)
-        self.train_items = as_monai(listed.split("training"))
-        parts = [name.strip() for name in split.split(",")]
-        self.unseen_items = as_monai([case for name in parts for case in listed.split(name)])
-        for name, items in (("training", self.train_items), (split, self.unseen_items)):
-            if not any("label" in item for item in items):
-                raise DataListError(
-                    f"{datalist} has no case with a label under {name}; figures compare training "
-                    f"cases with unseen ones. Add cases there, or name another split."
-                )
-        channels = [{"intensity": config} for config in self.recipe.intensities.to_config()]
-        shape = None if self.is_insertion else self.recipe.spatial_shape
-        self.prepare = Compose(
-            case_transforms(
-                channels, self.recipe.spacing, shape, self.recipe.labels, allow_missing_images=True
-            )
-        )
-        self.words = judge.Words(
+        self.cases = CaseSource(bundle, datalist, split, folder, seed, effort.samples, say)
+        self.words = Words(
             tuple(channel.name for channel in self.recipe.channels),
             tuple(name for name, value in self.recipe.labels.items() if value),
             self.recipe.spacing,
             bundle.statistics,
             seed,
         )
-        self._made: dict[str, Any] = {}
 
     def guarded(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """A section, or why there is none; the others are not held up by it."""
@@ -229,55 +190,6 @@ class _Run:
         except MedvaeError as error:
             return {"not_computed": f"{type(error).__name__}: {error}"}
 
-    def once(self, name: str, make: Callable[[], Any]) -> Any:
-        """What several sections need, made once."""
-        if name not in self._made:
-            self._made[name] = make()
-        return self._made[name]
-
-    # -- cases ------------------------------------------------------------------------------------
-
-    @property
-    def train(self) -> Cases:
-        """Training cases, or patches round the training lesions."""
-        return self.once("train", lambda: self._cases(self.train_items))
-
-    @property
-    def unseen(self) -> Cases:
-        """Unseen cases, or patches round unseen lesions."""
-        return self.once("unseen", lambda: self._cases(self.unseen_items))
-
-    def _cases(self, items: Sequence[Mapping[str, Any]], **options: Any) -> Cases:
-        imaged = [item for item in items if "image" in item and "label" in item]
-        if not self.is_insertion:
-            return whole_cases([self.prepare(item) for item in imaged])
-        shape = self.recipe.spatial_shape
-        return joined(
-            [lesion_cases(self.prepare(item), shape, seed=self.seed, **options) for item in imaged]
-        )
-
-    def masks(self, items: Sequence[Mapping[str, Any]]) -> Cases:
-        """What the first stage makes: whole masks, or single lesions."""
-        shape = cast(TwoStageModel, self.network).mask_shape
-        found, names = [], []
-        for item in items:
-            if "label" not in item:
-                continue
-            only = {key: value for key, value in item.items() if key != "image"}
-            label = self.prepare(only)["label"]
-            if not self.is_insertion and tuple(label.shape[1:]) == shape:
-                patches = [torch.as_tensor(label)]
-            else:
-                patches = single_lesions(torch.as_tensor(label), shape)
-            found += patches
-            names += [str(item["case"])] * len(patches)
-        if not found:
-            raise DataListError(
-                f"no case has a lesion that fits into {shape} voxels. Check the masks with "
-                f"`medvae3d data check`."
-            )
-        return mask_cases(found, names)
-
     # -- sections of reconstruction ---------------------------------------------------------------
 
     def reconstruction(self) -> dict[str, Any]:
@@ -285,13 +197,13 @@ class _Run:
             return {}
         augmented = None
         config = _augmentation_of(self.bundle)
-        if self.effort.augmented > len(self.train) and config is not None:
-            augmented = _augmented(self.train, config, self.effort.augmented, self.seed)
+        if self.effort.augmented > len(self.cases.train) and config is not None:
+            augmented = _augmented(self.cases.train, config, self.effort.augmented, self.seed)
         model = cast(LatentModel, self.network)
-        found, made = judge.reconstruction(
-            model, self.train, self.unseen, self.words, augmented, self.twins
+        found, made = reconstruction(
+            model, self.cases.train, self.cases.unseen, self.words, augmented, self.twins
         )
-        shown = {"real": (self.unseen.image, self.unseen.mask)}
+        shown = {"real": (self.cases.unseen.image, self.cases.unseen.mask)}
         shown |= {name: made[name] for name in list(made) if name == "model" or "PCA, " in name}
         self._draw(shown, "reconstruction.png")
         return found
@@ -300,8 +212,9 @@ class _Run:
         if not self.is_two_stage:
             return {}
         model = cast(TwoStageModel, self.network).shape
-        train, unseen = self.masks(self.train_items), self.masks(self.unseen_items)
-        found = judge.shape_stage(model, train, unseen, self.words)
+        train = self.cases.masks(self.cases.train_items)
+        unseen = self.cases.masks(self.cases.unseen_items)
+        found = shape_stage(model, train, unseen, self.words)
         batches = self.words.batches(unseen[: 4 * self.effort.judged])
         found["evidence"] = bounds(log_weights(model, batches, self.effort.draws, self.seed))
         return found
@@ -311,18 +224,18 @@ class _Run:
             return {}
         model = cast(TwoStageModel, self.network).texture
         words = replace(self.words, statistics=type(self.words.statistics)())
-        found, made = judge.texture_stage(model, self.train, self.unseen, words)
-        if self.is_insertion:
+        found, made = texture_stage(model, self.cases.train, self.cases.unseen, words)
+        if self.cases.is_insertion:
             found["smallest_lesion_voxels"] = MIN_VOXELS
-        shown = {"real": self.unseen.image, **made}
-        self._draw({n: (x, self.unseen.region) for n, x in shown.items()}, "texture.png")
+        shown = {"real": self.cases.unseen.image, **made}
+        self._draw({n: (x, self.cases.unseen.region) for n, x in shown.items()}, "texture.png")
         return found
 
     def evidence(self) -> dict[str, Any]:
         if self.is_two_stage:
             return {}
         model = cast(LatentModel, self.network)
-        batches = self.words.batches(self.unseen[: self.effort.judged], 2)
+        batches = self.words.batches(self.cases.unseen[: self.effort.judged], 2)
         found = evidence(model, batches, self.effort.draws, self.seed)
         for name, each in self.twins.items():
             drawn = log_weights(each, batches, self.effort.draws, self.seed, with_flow=False)
@@ -349,8 +262,8 @@ class _Run:
             return found
         count = self.effort.controlled
         options: dict[str, Any] = {}
-        if self.is_insertion:
-            options, count = self._insertion(count)
+        if self.cases.is_insertion:
+            options, count = self.cases.insertion(count)
         asked, made, records = [], [], []
         for sample in self.bundle.generate(count, self.seed + 1, volume_ml=limits, **options):
             records.append(sample.record)
@@ -362,78 +275,22 @@ class _Run:
         plot_control(asked, made, self.folder / "control.png")
         return found
 
-    @property
-    def samples(self) -> Cases:
-        """Samples as a user reads them, from their files."""
-        return self.once("samples", self._samples)
-
-    def _samples(self) -> Cases:
-        self.say("samples")
-        folder = self.folder / "samples"
-        count = self.effort.samples
-        options: dict[str, Any] = {}
-        if self.is_insertion:
-            options, count = self._insertion(count)
-        if folder.exists():  # of an earlier report; other weights would be refused
-            shutil.rmtree(folder)
-        self.bundle.write(folder, count, self.seed, **options)
-        records = read_records(folder)
-        self.generation = rejections(records)
-        items = as_monai(read_datalist(folder / "dataset.json").split("training"))
-        if not self.is_insertion:
-            return whole_cases([self.prepare(item) for item in items])
-        hosts = self._hosts()
-        cut = []
-        for index, item in enumerate(items):
-            case = self.prepare(item)
-            there = None
-            if hosts:
-                host = hosts[index % len(hosts)]
-                there = self.prepare({"label": host["label"], "case": host["case"]})["label"]
-            cut.append(
-                lesion_cases(
-                    case, self.recipe.spatial_shape, ignore=there, jitter=JITTER,
-                    seed=self.seed + index,
-                )
-            )  # fmt: skip
-        return joined(cut)
-
-    def _hosts(self) -> list[dict[str, Any]]:
-        """Unseen scans that lesions are put into; none means phantoms."""
-        return [item for item in self.unseen_items if "image" in item and "label" in item]
-
-    def _insertion(self, lesions: int) -> tuple[dict[str, Any], int]:
-        """Options of an insertion into unseen scans, and how many it takes for some lesions."""
-        channels = len(self.recipe.channels)
-        per_host = min(LESIONS_PER_HOST, lesions)
-        options: dict[str, Any] = {"lesions": (per_host, per_host)}
-        hosts = self._hosts()
-        if hosts:
-            files = [
-                [item["image"]] if isinstance(item["image"], str) else item["image"]
-                for item in hosts
-            ]
-            options["hosts"] = [each[:channels] for each in files]
-            options["host_labels"] = [item["label"] for item in hosts]
-        return options, -(-lesions // per_host)
-
     def agreement(self) -> dict[str, Any]:
         settings = SegmenterSettings(steps=self.effort.segmenter_steps)
-        train, unseen = self.train, self.unseen
-        if self.is_insertion:  # off the middle, or the place alone would tell where the lesion is
-            jittered = {"jitter": JITTER}
-            train = self._cases(self.train_items, repeats=REPEATS, **jittered)
-            unseen = self._cases(self.unseen_items, **jittered)
+        train, unseen = self.cases.jittered()
+        if self.cases.is_insertion:
             settings = replace(settings, channels=(16, 32, 64), batch_size=8)
         if min(train.image.shape[2:]) < 32:
             settings = replace(settings, channels=settings.channels[:3])
         network = self._segmenter(train, settings)
-        found = agreement(as_segment(network), unseen, self.samples, self.words.labels, self.seed)
+        found = agreement(
+            as_segment(network), unseen, self.cases.samples, self.words.labels, self.seed
+        )
         return {
             "segmenter_steps": settings.steps,
             "train": len(train),
             "unseen": len(unseen),
-            "synthetic": len(self.samples),
+            "synthetic": len(self.cases.samples),
             **found,
         }
 
@@ -460,7 +317,7 @@ class _Run:
         return network
 
     def copying(self) -> dict[str, Any]:
-        return copy_check(self.samples, self.train, self.unseen)
+        return copy_check(self.cases.samples, self.cases.train, self.cases.unseen)
 
     # -- pictures ---------------------------------------------------------------------------------
 
@@ -468,11 +325,11 @@ class _Run:
         """The first unseen cases, each row beside the others."""
         panels = []
         statistics = self.bundle.statistics
-        for case in range(min(DRAWN_CASES, len(self.unseen))):
+        for case in range(min(DRAWN_CASES, len(self.cases.unseen))):
             for title, (image, mask) in rows.items():
                 native = self.recipe.to_native(image[case : case + 1], statistics)[0]
                 label = mask[case, 0].numpy().astype("uint8")
-                text = f"{self.unseen.names[case]}   {title}"
+                text = f"{self.cases.unseen.names[case]}   {title}"
                 panels.append(Panel(text, native.numpy(), label, self.recipe.grid))
         if panels:
             contact_sheet(panels, self.recipe.channels, self.folder / name, columns=len(rows))
@@ -531,11 +388,26 @@ def _augmented(train: Cases, augmentation: Augmentation, count: int, seed: int) 
     return joined(parts)
 
 
+def _draw_training(root: Path, folder: Path) -> None:
+    """Learning curves, from where a bundle or a training run keeps them."""
+    for place in (root / "docs", root / "eval"):
+        history, scores = place / "history.csv", place / "validation.jsonl"
+        if history.is_file():
+            plot_history(history, scores if scores.is_file() else None, folder / "training.png")
+            return
+
+
+def read_twins(texts: Sequence[str]) -> dict[str, str]:
+    """Reads ``NAME=FILE`` or ``FILE`` of each twin, as the command line takes them."""
+    pairs = (text.rpartition("=") for text in texts)
+    return {name: path for name, _, path in pairs}
+
+
 def _twins(
     bundle: Bundle, twin: str | Path | Mapping[str, str | Path] | None
 ) -> dict[str, LatentModel]:
     """Networks of the same layers with other weights; their flow is not used."""
-    if twin is None or twin == "":
+    if not twin:
         return {}
     if isinstance(bundle.network, TwoStageModel):
         raise SettingError(f"{bundle.name} has no flow, so it has no twin without one.")

@@ -14,6 +14,7 @@ from medvae3d.apps.console import (
     duration,
     parse_range,
     parse_triple,
+    parse_whole,
     progress,
     say,
 )
@@ -34,10 +35,12 @@ Paths = Annotated[
 
 def generate(
     bundle: BundleName,
-    count: Annotated[int, typer.Option(help="How many cases to make.")],
+    count: Annotated[str, typer.Option(metavar="N", help="How many cases to make.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the data set.")],
-    seed: Annotated[int, typer.Option(help="Same seed, bundle and device: same bytes.")] = 0,
-    start: Annotated[int, typer.Option(help="Index of the first case.")] = 0,
+    seed: Annotated[
+        str, typer.Option(metavar="S", help="Same seed, bundle and device: same bytes.")
+    ] = "0",
+    start: Annotated[str, typer.Option(metavar="K", help="Index of the first case.")] = "0",
     volume_ml: Annotated[
         list[str] | None,
         typer.Option(
@@ -90,7 +93,7 @@ def generate(
     Example: medvae3d generate brain_mri_ms_pavae --count 4 --host flair.nii.gz --out made
     """
     options: dict[str, Any] = {
-        "start": start,
+        "start": parse_whole(start, "--start"),
         "volume_ml": _volumes(volume_ml or ()),
         "temperature": temperature,
         "extrapolate": extrapolate,
@@ -101,14 +104,13 @@ def generate(
         "at_mm": None if at is None else parse_triple(at, "--at", float),
         "allow_overlap": allow_overlap,
     }
-    if count < 1:
-        raise SettingError(f"--count is {count}; allowed is 1 or more. Say how many to make.")
+    number, root = parse_whole(count, "--count", least=1), parse_whole(seed, "--seed")
     from medvae3d.apps.bundle import load_bundle
     from medvae3d.apps.demo import default_device
 
     loaded = load_bundle(bundle, device or default_device())
-    require_usable(loaded, out, count, seed, options)
-    write(loaded, out, count, seed, options)
+    require_usable(loaded, out, number, root, options)
+    write(loaded, out, number, root, options)
 
 
 def require_usable(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -35,7 +35,7 @@ from medvae3d.models.two_stage import TwoStageModel
 from medvae3d.seeding import derive_seed
 from medvae3d.synthesis.frames import Frame
 from medvae3d.synthesis.generator import Request, generate
-from medvae3d.synthesis.hosts import HostScan, require_contrast, require_room
+from medvae3d.synthesis.hosts import HostScan, require_modality, require_room
 from medvae3d.synthesis.insertion import insert_lesions
 from medvae3d.synthesis.placement import find_brain
 from medvae3d.synthesis.recipe import Recipe
@@ -177,7 +177,7 @@ class SynthesisInferer(Inferer):
         self.at = place if min(place) >= 0 else None
 
     def __call__(
-        self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any
+        self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> dict[str, Tensor]:
         masks, images = [], []
         for image, affine in zip(inputs, _affines(inputs, self.recipe), strict=True):
@@ -185,7 +185,7 @@ class SynthesisInferer(Inferer):
             grid = Grid(cast(Triple, tuple(host.shape[1:])), affine)
             seed = derive_seed(self.seed, "host", _digest(host, grid))
             make = self._inserted if isinstance(network, TwoStageModel) else self._placed
-            mask, made = make(network, host, grid, seed, inputs.device)
+            mask, made = make(cast(nn.Module, network), host, grid, seed, inputs.device)
             masks.append(mask)
             images.append(made)
         return {
@@ -272,8 +272,7 @@ def host_scan(image: NDArray[np.float32], grid: Grid, recipe: Recipe) -> HostSca
     volumes = []
     for array, channel in zip(image, recipe.channels, strict=True):
         volume = Volume(array, grid, np.dtype(np.float32), header, Path(f"host_{channel.name}.nii"))
-        channel.intensity.check(torch.from_numpy(array), f"the host's {channel.name}")
-        require_contrast(volume, f"the host's {channel.name}")
+        require_modality(volume, channel)
         volumes.append(volume)
     axes = Frame.of(grid, grid.spacing)
     has_skull = recipe.channels[0].intensity.kind == "percentile"
@@ -302,7 +301,7 @@ def _digest(host: NDArray[np.float32], grid: Grid) -> str:
 
 def _range(value: Numbers, name: str) -> tuple[float, float] | None:
     """A number as a range of one value, two numbers as they are, 0 as no wish."""
-    ends = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    ends = list(value) if isinstance(value, (list, tuple)) else [value]
     try:
         low, high = float(ends[0]), float(ends[-1])
     except (TypeError, ValueError, IndexError) as error:

@@ -17,6 +17,7 @@ from medvae3d.errors import BundleError, SettingError
 from medvae3d.models.latent import Condition, LatentModel
 from medvae3d.models.statistics import TrainingStatistics
 from medvae3d.models.two_stage import TwoStageModel
+from medvae3d.networks.blocks import channels_last
 from medvae3d.numerics import standard_normal
 from medvae3d.seeding import derive_generator
 from medvae3d.synthesis.conditions import (
@@ -112,10 +113,7 @@ def make_maker(
 
 def prepare(network: nn.Module, device: torch.device | str) -> None:
     """Puts a network on its device, ready to make samples, in the layout of fast convolutions."""
-    network.eval().to(device)
-    for module in network.modules():
-        if isinstance(module, nn.Conv3d):  # `to` alone fails on parameters of four axes
-            module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    channels_last(network.eval().to(device))
 
 
 def exact_float32() -> AbstractContextManager[object]:
@@ -149,6 +147,7 @@ class Maker:
                 f"{network.values}; inference.json says {len(recipe.channels)} and "
                 f"{recipe.values}. Make `channels` and `labels` agree with network_def."
             )
+        recipe.require_references(network.statistics)
         self.recipe = recipe
         self.settings = settings
         self.device = device

@@ -25,6 +25,8 @@ from medvae3d.geometry import Grid, Triple, TripleMM
 from medvae3d.models.statistics import TrainingStatistics
 
 Kind = Literal["joint", "two_stage", "insertion"]
+# What the image range of `TrainingStatistics` is before it is fitted.
+UNFITTED = (0.0, 1.0)
 NEEDED = ("channels", "labels", "spacing", "spatial_shape")
 
 
@@ -211,6 +213,25 @@ class Recipe:
         """The name of a label value."""
         return next(name for name, known in self.labels.items() if known == value)
 
+    def require_references(self, statistics: TrainingStatistics) -> None:
+        """Checks that images made without a host have native values to come back to.
+
+        Raises:
+            BundleError: If a channel in percentiles has none; all of it would be stored as 0 or 1.
+        """
+        for index, channel in enumerate(self.channels):
+            scheme = channel.intensity
+            if not isinstance(scheme, PercentileIntensity) or scheme.reference_low is not None:
+                continue
+            seen = (float(statistics.image_low[index]), float(statistics.image_high[index]))
+            if seen == UNFITTED:
+                raise BundleError(
+                    f"channel {channel.name} is in percentiles, and neither the weights nor "
+                    f"inference.json say which native values those are. Train anew so that "
+                    f"`statistics.image_low` and `image_high` are fitted, or give the intensity a "
+                    f"reference_low and reference_high."
+                )
+
     def to_native(self, image: Tensor, statistics: TrainingStatistics | None = None) -> Tensor:
         """Takes network values to native units, within the range that training covered.
 
@@ -226,7 +247,7 @@ class Recipe:
             if isinstance(scheme, PercentileIntensity) and statistics is not None:
                 seen = (float(statistics.image_low[index]), float(statistics.image_high[index]))
                 # 0 and 1: nothing was fitted, and what the configuration says must do.
-                params = None if seen == (0.0, 1.0) and scheme.reference_low is not None else seen
+                params = None if seen == UNFITTED else seen
             top = 1.0 + 2 * float(getattr(scheme, "headroom", 0.0))
             channels.append(scheme.denormalize(image[:, index].float().clamp(-1, top), params))
         return torch.stack(channels, dim=1)

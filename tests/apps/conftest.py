@@ -92,11 +92,10 @@ def contents(folder):
 
 @pytest.fixture(scope="session")
 def bundles(tmp_path_factory):
-    """Folder of small bundles: balls (joint), stages (two-stage), halves (joint, two labels)."""
+    """Folder of small bundles: balls (joint) and stages (two-stage)."""
     folder = tmp_path_factory.mktemp("bundles")
     tiny.write_bundle(folder / "balls")
     tiny.write_bundle(folder / "stages", tiny.TWO_STAGE)
-    tiny.write_bundle(folder / "halves", tiny.TWO_LABELS)
     return folder
 
 

@@ -47,22 +47,25 @@ def changed_header(source, target, **fields):
 # Options.
 
 
-def test_a_count_of_zero(refused, bundles, tmp_path):
-    error = refused(*generate(bundles / "balls", "--out", tmp_path / "out", count=0), out=tmp_path)
-    assert "--count is 0; allowed is 1 or more" in error
+@pytest.mark.parametrize(
+    ("option", "value", "allowed"),
+    [
+        ("--count", "0", "from 1 on"),
+        ("--count", "many", "from 1 on"),
+        ("--seed", "abc", "from 0 on"),
+        ("--seed", "-1", "from 0 on"),
+        ("--start", "1.5", "from 0 on"),
+    ],
+)
+def test_a_number_that_is_none(refused, bundles, tmp_path, option, value, allowed):
+    words = generate(bundles / "balls", "--out", tmp_path / "out")
+    error = refused(*words, option, value, out=tmp_path)
+    assert f"{option} is {value!r}; allowed are whole numbers {allowed}" in error
 
 
-@pytest.mark.parametrize(("option", "value"), [("--seed", "abc"), ("--count", "many")])
-def test_a_number_that_is_none(refused, bundles, tmp_path, option, value):
-    words = ["generate", bundles / "balls", "--out", tmp_path / "out", "--count", 1, option, value]
-    error = refused(*words, out=tmp_path)
-    assert option in error
-    assert f"'{value}' is not a valid int" in error
-
-
-def test_a_negative_seed(refused, bundles, tmp_path):
-    words = generate(bundles / "balls", "--out", tmp_path / "out", seed=-1)
-    assert "seed -1; allowed are whole numbers from 0 on" in refused(*words, out=tmp_path)
+def test_a_training_seed_that_is_no_number(refused, bundles, tmp_path):
+    words = ("train", bundles / "balls", "--datalist", "list.json", "--out", tmp_path / "out")
+    assert "--seed is 'abc'" in refused(*words, "--seed", "abc", out=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -88,8 +91,8 @@ def test_a_place_of_another_form(refused, bundles, tmp_path, text):
 
 
 def test_volumes_asked_for_in_two_ways(refused, bundles, tmp_path):
-    volumes = ("--volume-ml", "1:2", "--volume-ml", "front=1:2")
-    words = generate(bundles / "halves", "--out", tmp_path / "out", *volumes)
+    volumes = ("--volume-ml", "1:2", "--volume-ml", "tumour=1:2")
+    words = generate(bundles / "balls", "--out", tmp_path / "out", *volumes)
     assert "LABEL=LOW:HIGH" in refused(*words, out=tmp_path)
 
 
@@ -114,10 +117,10 @@ def test_a_volume_outside_of_the_training_range(refused, bundles, tmp_path):
 
 
 def test_a_volume_of_a_label_that_is_not_there(refused, bundles, tmp_path):
-    words = generate(bundles / "halves", "--out", tmp_path / "out", "--volume-ml", "middle=1:2")
+    words = generate(bundles / "balls", "--out", tmp_path / "out", "--volume-ml", "middle=1:2")
     error = refused(*words, out=tmp_path)
     assert "middle" in error
-    assert "front, back" in error
+    assert "tumour" in error
 
 
 def test_a_host_for_a_joint_model(refused, bundles, scan, tmp_path):
@@ -354,7 +357,7 @@ def test_a_data_list_of_another_form(refused, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--count", 0), "allowed is 1 or more"),
+        (("--count", 0), "--count is '0'; allowed are whole numbers from 1 on"),
         (("--count", 1, "--shape", "4,4,4"), "allowed are 8 or more"),
         (("--count", 1, "--shape", "16,16"), "--shape is '16,16'; allowed are three whole numbers"),
         (("--count", 1, "--spacing", "3,0,3"), "--spacing is '3,0,3'; allowed are three numbers"),
@@ -450,37 +453,28 @@ def damage(datalist, what):
     affine = nib.load(label).affine
     mask = np.asarray(nib.load(label).dataobj)
     ones = np.ones(mask.shape, np.float32)
-    match what:
-        case "no training":
-            spoil(datalist, lambda c: c.update(training=[]))
-        case "no label":
-            spoil(datalist, lambda c: c["training"][0].pop("label"))
-        case "no image":
-            spoil(datalist, lambda c: c["training"][0].pop("image"))
-        case "one channel":
-            spoil(datalist, lambda c: c["training"][0].update(image=first["image"][0]))
-        case "missing file":
-            pet.unlink()
-        case "truncated":
-            pet.write_bytes(pet.read_bytes()[:-500])
-        case "empty mask":
-            stored(label, mask * 0, affine)
-        case "unknown label":
-            stored(label, mask * 3, affine)
-        case "float label":
-            stored(label, mask * np.float32(0.5), affine)
-        case "other grid":
-            stored(label, mask, affine @ np.diag([1, 1, 1.2, 1]))
-        case "NaN":
-            stored(pet, ones * np.nan, affine)
-        case "constant":
-            stored(ct, ones, affine)
-        case "5D":
-            stored(pet, ones[..., None, None] * np.ones(2, np.float32), affine)
-        case "becquerel":
-            stored(pet, 9e4 * (1 + mask.astype(np.float32)), affine)
-        case "wrong order":
-            spoil(datalist, lambda c: c["training"][0].update(image=first["image"][::-1]))
+
+    def listed(**changes):
+        spoil(datalist, lambda content: content["training"][0].update(changes))
+
+    ways = {
+        "no training": lambda: spoil(datalist, lambda content: content.update(training=[])),
+        "no label": lambda: listed(label=None),
+        "no image": lambda: listed(image=None),
+        "one channel": lambda: listed(image=first["image"][0]),
+        "wrong order": lambda: listed(image=first["image"][::-1]),
+        "missing file": pet.unlink,
+        "truncated": lambda: pet.write_bytes(pet.read_bytes()[:-500]),
+        "empty mask": lambda: stored(label, mask * 0, affine),
+        "unknown label": lambda: stored(label, mask * 3, affine),
+        "float label": lambda: stored(label, mask * np.float32(0.5), affine),
+        "other grid": lambda: stored(label, mask, affine @ np.diag([1, 1, 1.2, 1])),
+        "NaN": lambda: stored(pet, ones * np.nan, affine),
+        "constant": lambda: stored(ct, ones, affine),
+        "5D": lambda: stored(pet, np.ones((*mask.shape, 1, 2), np.float32), affine),
+        "becquerel": lambda: stored(pet, 9e4 * (1 + mask.astype(np.float32)), affine),
+    }
+    ways[what]()
 
 
 @pytest.mark.parametrize(

@@ -61,12 +61,12 @@ def test_a_network_that_follows_its_attributes_is_seen_to():
     """Its decoder was taught balls of the volume that it is told."""
     network = tiny.taught()
     found = control_before_level(network, network.statistics, tiny.SPACING, 24)
-    assert found["spearman"]["log_volume"] > 0.8
+    assert found["spearman"]["log_volume"] > 0.6
     with torch.no_grad():  # the same without what it is told
         network.embedding.body[0].weight.zero_()
     deaf = control_before_level(network, network.statistics, tiny.SPACING, 24)
     heard = deaf["spearman"]["log_volume"]
-    assert heard is None or heard < 0.5
+    assert heard is None or heard < 0.4
 
 
 # -- agreement ------------------------------------------------------------------------------------
@@ -115,7 +115,7 @@ def test_a_segmenter_learns_balls_and_is_the_same_for_the_same_seed():
     network = train_segmenter(train, 2, settings, seed=1)
     found = agreement(as_segment(network), ball_cases(8, seed=2), ball_cases(16, seed=3))
     assert found["rows"]["real, unseen"]["dice"]["mean"] > 0.8
-    assert found["ratio"] > 0.9
+    assert found["ratio"] > 0.8
     assert found["rows"]["synthetic, shuffled"]["dice"]["high"] < 0.8
     short = replace(settings, steps=3)
     first, again = (train_segmenter(train, 2, short, seed=1).state_dict() for _ in "ab")

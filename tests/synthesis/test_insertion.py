@@ -77,7 +77,7 @@ def sharing(model: TwoStageModel) -> TwoStageModel:
         mask, soft, _, context, known = condition.maps.unbind(1)  # type: ignore[union-attr]
         blur = [torch.from_numpy(ndimage.gaussian_filter(x.numpy(), 2)) for x in (context, known)]
         filled = known * context + (1 - known) * blur[0] / (blur[1] + 1e-3)
-        return {"image": GaussianImage((filled + 0.8 * soft + 0 * mask)[:, None], torch.ones(1))}
+        return {"image": GaussianImage((filled + 0.5 * (mask + soft))[:, None], torch.ones(1))}
 
     model.texture.decode = decode  # type: ignore[method-assign]
     return model

@@ -278,3 +278,15 @@ def test_percentiles_come_back_at_those_of_the_training_set():
     statistics.image_high.fill_(120)
     values = torch.tensor([-3.0, -1.0, 0.0, 1.0]).reshape(1, 1, 4, 1, 1)
     assert recipe.to_native(values, statistics).flatten().tolist() == [20, 20, 70, 120]
+
+
+def test_percentiles_without_native_values_are_refused():
+    """Stored as int16, an image from 0 to 1 would be black."""
+    mr = {"name": "MR", "intensity": {"kind": "percentile"}, "dtype": "int16"}
+    network = {**tiny.JOINT, "image_channels": 1}
+    unfitted = Recipe.from_config({**tiny.config(), "channels": [mr]})
+    with pytest.raises(BundleError, match=r"MR is in percentiles.*reference_low"):
+        generate(tiny.built(network), unfitted, Request(1))
+    mr["intensity"] |= {"reference_low": 20.0, "reference_high": 120.0}
+    referred = Recipe.from_config({**tiny.config(), "channels": [mr]})
+    referred.require_references(tiny.built(network).statistics)
