@@ -147,16 +147,6 @@ def text_of(value: Any) -> str:
     return str(value)
 
 
-def flattened(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of a nested dictionary, each with its path."""
-    for key, value in content.items():
-        path = f"{prefix} / {key}" if prefix else str(key)
-        if isinstance(value, Mapping) and value:
-            yield from flattened(value, path)
-        else:
-            yield path, value
-
-
 def times(shape: Sequence[Any]) -> str:
     """Sizes along the axes, as ``64 x 64 x 48``."""
     return " x ".join(f"{n:.4g}" if isinstance(n, float) else str(n) for n in shape)

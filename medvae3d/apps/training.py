@@ -9,36 +9,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import platform
 import shutil
-import signal
 import sys
-import threading
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
 from monai.utils import set_determinism
 
 from medvae3d import __version__
 from medvae3d.apps.bundle import find_bundle
 from medvae3d.apps.bundle_files import usable_device
-from medvae3d.apps.console import Advance, Stopwatch, duration
+from medvae3d.apps.console import Advance, duration
 from medvae3d.apps.data_for_training import require_trainable
 from medvae3d.apps.settings import changed, parse_changes, read_settings
+from medvae3d.apps.surroundings import Reporter, Say, own_errors, quiet, stopping
 from medvae3d.apps.trained import read_run, require_same_run, write_bundle, write_run
 from medvae3d.data.datalists import SPLITS, DataList, read_datalist
-from medvae3d.errors import MedvaeError, OutputError, SettingError
-
-Say = Callable[[str], None]
+from medvae3d.errors import OutputError
 
 
 @dataclass(frozen=True)
@@ -127,15 +121,14 @@ def train(
             say(f"{folder} has been trained to its end already; there is nothing to resume.")
             steps = settings["max_epochs"] * settings["epoch_length"]
             return Outcome(folder, steps, steps)
-    with _quiet(verbose), _own_errors(settings_given=bool(parsed)):
-        job = _Job(folder, settings, listed, resume, device, say, advance)
-        if found is None:
-            parts = (source, settings, read_settings(source), listed, run)
-            name = folder.resolve().name
-            job.prepare_new(lambda part: write_bundle(part, *parts, name=name))
-        else:
-            job.prepare()
-    with _quiet(verbose), _own_errors():
+    job = _Job(folder, settings, listed, resume, device, say, advance)
+    parts = (source, settings, read_settings(source), listed, run)
+    with (
+        quiet(verbose),
+        own_errors(lambda: bool(parsed) and not job.can_resume),
+        job.folder_for(None if found else parts),
+    ):
+        job.prepare()
         outcome = job.run()
     if outcome.signal is None:
         write_run(folder, {**run, "finished": True})
@@ -175,8 +168,24 @@ class _Job:
         self.workflow: Any = None
         self.trainer: Any = None
 
-    def prepare_new(self, write: Callable[[Path], None]) -> None:
-        """Makes the folder and builds everything from it; if that fails, nothing of it is left."""
+    @property
+    def can_resume(self) -> bool:
+        """Whether a state has been saved."""
+        return (self.folder / "models" / "train_state.pt").exists()
+
+    @contextmanager
+    def folder_for(self, parts: Sequence[Any] | None) -> Iterator[None]:
+        """Makes the folder of a new run; it is removed if the run fails with nothing saved.
+
+        Args:
+            parts: What `write_bundle` writes; ``None`` if the folder is there.
+
+        Raises:
+            OutputError: If it cannot be made.
+        """
+        if parts is None:
+            yield
+            return
         is_new = not self.folder.exists()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -185,12 +194,13 @@ class _Job:
                 f"{self.folder} cannot be made: {error.strerror}. Choose another folder for --out."
             ) from error
         try:
-            write(self.folder)
-            self.prepare()
+            write_bundle(self.folder, *parts, name=self.folder.resolve().name)
+            yield
         except BaseException:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            if not is_new:
-                self.folder.mkdir()
+            if not self.can_resume:
+                shutil.rmtree(self.folder, ignore_errors=True)
+                if not is_new:
+                    self.folder.mkdir()
             raise
 
     def prepare(self) -> None:
@@ -205,10 +215,10 @@ class _Job:
 
     def run(self) -> Outcome:
         """Trains to the end, or to the first signal."""
-        reporter = _Reporter(self.trainer, self.say, self.advance)
+        reporter = Reporter(self.trainer, self.say, self.advance)
         before = list(sys.path)
         try:
-            with _stopping(self.trainer, self.say) as stopped:
+            with stopping(self.trainer, self.say) as stopped:
                 self.workflow.run()
                 self.workflow.finalize()
         finally:
@@ -220,138 +230,6 @@ class _Job:
             return Outcome(self.folder, steps, total, stopped[0])
         self.say(f"trained {steps - reporter.first} steps in {duration(reporter.watch.seconds)}")
         return Outcome(self.folder, steps, total)
-
-
-class _Reporter:
-    """Tells how far a trainer is; each step to a bar, each epoch as a line where there is none."""
-
-    def __init__(self, trainer: Any, say: Say, advance: Advance | None) -> None:
-        self.say = say
-        self.advance = advance
-        self.watch = Stopwatch()
-        self.first = 0
-        state = trainer.state
-        self.total = int(state.max_epochs) * int(state.epoch_length)
-        trainer.add_event_handler(Events.STARTED, self._started)
-        trainer.add_event_handler(Events.ITERATION_COMPLETED, self._step)
-        trainer.add_event_handler(Events.EPOCH_COMPLETED, self._epoch)
-
-    def _started(self, engine: Engine) -> None:
-        self.watch = Stopwatch()
-        self.first = int(engine.state.iteration)
-        if self.first:
-            self.say(f"going on after step {self.first} of {self.total}")
-        if self.advance is not None:
-            self.advance(self.first, self.total, "")
-
-    def _step(self, engine: Engine) -> None:
-        done = int(engine.state.iteration)
-        if self.advance is not None:
-            loss = engine.state.output["loss"]  # type: ignore[index]
-            words = "fitting the prior" if done == self.total else f"loss {loss:.4g}"
-            self.advance(done, self.total, words)
-
-    def _epoch(self, engine: Engine) -> None:
-        if self.advance is not None:
-            return
-        done = int(engine.state.iteration)
-        left = self.watch.seconds / max(1, done - self.first) * (self.total - done)
-        loss = engine.state.output["loss"]  # type: ignore[index]
-        self.say(
-            f"epoch {engine.state.epoch}/{engine.state.max_epochs}, step {done}/{self.total}, "
-            f"loss {loss:.4g}, {duration(left)} left"
-        )
-
-
-@contextmanager
-def _stopping(trainer: Any, say: Say) -> Iterator[list[int]]:
-    """Lets the first interruption end the step and save the state, and a second one end it all."""
-    caught: list[int] = []
-    is_running = False
-
-    def start(engine: Engine) -> None:
-        nonlocal is_running
-        is_running = True
-
-    def end_step(engine: Engine) -> None:
-        # The last step of an epoch is followed by its validation, which belongs to it.
-        if caught and engine.state.iteration % int(engine.state.epoch_length or 1):
-            engine.terminate(skip_completed=True)
-
-    def end_epoch(engine: Engine) -> None:
-        nonlocal is_running
-        is_running = engine.state.epoch < int(engine.state.max_epochs or 0)
-        if caught and is_running:
-            engine.terminate(skip_completed=True)
-
-    def stop(number: int, frame: Any) -> None:
-        # Before the first step there is nothing to save, after the last one it is saved.
-        if caught or not is_running:
-            raise KeyboardInterrupt
-        caught.append(number)
-        say("stopping after this step; once more to stop at once, without saving")
-
-    trainer.add_event_handler(Events.STARTED, start)
-    trainer.add_event_handler(Events.ITERATION_COMPLETED, end_step)
-    trainer.add_event_handler(Events.EPOCH_COMPLETED, end_epoch)
-    if threading.current_thread() is not threading.main_thread():
-        yield caught  # only the main thread may take signals
-        return
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _quiet(verbose: bool) -> Iterator[None]:
-    """Holds back what MONAI, ignite and torch log and warn of; errors come as exceptions."""
-    if verbose:
-        logging.basicConfig(level=logging.INFO, stream=sys.stderr)
-        yield
-        return
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-
-
-@contextmanager
-def _own_errors(settings_given: bool = False) -> Iterator[None]:
-    """Brings an error of ours to light that MONAI has wrapped into others.
-
-    Args:
-        settings_given: Whether the user changed settings; whatever else goes wrong while the
-            configuration is built is then put down to them.
-    """
-    try:
-        yield
-    except MedvaeError:
-        raise
-    except Exception as error:
-        chain = list(_causes(error))
-        for each in chain:
-            if isinstance(each, MedvaeError):
-                raise each from None
-        if settings_given:
-            first = chain[-1]
-            raise SettingError(
-                f"the training cannot be set up with these settings: {type(first).__name__}: "
-                f"{(str(first).splitlines() or [''])[0]}. Correct or leave out KEY=VALUE."
-            ) from error
-        raise
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _fingerprint(datalist: DataList) -> str:

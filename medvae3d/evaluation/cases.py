@@ -148,14 +148,16 @@ def lesion_cases(
     sizes = np.bincount(numbered.ravel())
     size = [int(n) for n in patch_shape]
     rng = np.random.default_rng(seed)
-    stacks: list[list[Tensor]] = [[], [], [], []]
+    lesions, observed = torch.from_numpy(numbered)[None], 1 - hidden
+    images: list[Tensor] = []
+    masks: list[Tensor] = []
+    valid: list[Tensor] = []
+    regions: list[Tensor] = []
     names = []
-    observed = 1 - hidden
     for number, box in enumerate(ndimage.find_objects(numbered), start=1):
         extents = [side.stop - side.start for side in box]
         if sizes[number] < min_voxels or any(e > p for e, p in zip(extents, size, strict=True)):
             continue
-        lesion = torch.from_numpy(numbered == number)[None].float()
         for repeat in range(repeats):
             start = []
             for side, extent, p in zip(box, extents, size, strict=True):
@@ -163,17 +165,17 @@ def lesion_cases(
                 reach = min(jitter, (p - extent) // 2)
                 shift = int(rng.integers(-reach, reach + 1)) if reach else 0
                 start.append((side.start + side.stop - p) // 2 + shift)
-            for stack, part, fill in zip(
-                stacks, (image, mask, observed, lesion), (FILL, 0.0, 0.0, 0.0), strict=True
-            ):
-                stack.append(crop(part, start, size, fill))
+            images.append(crop(image, start, size, FILL))
+            masks.append(crop(mask, start, size))
+            valid.append(crop(observed, start, size))
+            regions.append((crop(lesions, start, size) == number).float())
             names.append(
                 f"{item.get('case', 'case')} lesion {number}" + f" ({repeat})" * (repeat > 0)
             )
     if not names:
         return None
-    images, masks, valid, regions = (torch.stack(stack) for stack in stacks)
-    return Cases(images, masks, valid, regions, tuple(names))
+    stacks = [torch.stack(parts) for parts in (images, masks, valid, regions)]
+    return Cases(stacks[0], stacks[1], stacks[2], stacks[3], tuple(names))
 
 
 def joined(parts: Sequence[Cases | None]) -> Cases:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import tiny_bundles as tiny
 import torch
 from typer.testing import CliRunner
 
+from medvae3d.data.attributes import mask_attributes
 from medvae3d.data.datalists import Case, write_datalist
 from medvae3d.data.volumes import write_volume
 from medvae3d.geometry import Grid
@@ -94,9 +96,21 @@ def contents(folder):
 def bundles(tmp_path_factory):
     """Folder of small bundles: balls (joint) and stages (two-stage)."""
     folder = tmp_path_factory.mktemp("bundles")
-    tiny.write_bundle(folder / "balls")
-    tiny.write_bundle(folder / "stages", tiny.TWO_STAGE)
+    # Without training, masks have many parts; how they look is not what is tested here.
+    loose = {"max_attempts": 200, "max_components": 10**6, "allow_border": True}
+    with mock.patch.object(tiny, "taught", untaught):
+        tiny.write_bundle(folder / "balls", **loose)
+        tiny.write_bundle(folder / "stages", tiny.TWO_STAGE, **loose)
     return folder
+
+
+def untaught(network):
+    """A network with random weights, and the statistics of balls."""
+    made = tiny.built(network)
+    masks = (tiny.balls(64, torch.Generator().manual_seed(1)) > 0).float()
+    names = made.statistics.names
+    made.statistics.fit_attributes(mask_attributes(masks, tiny.SPACING, names))
+    return made.eval()
 
 
 @pytest.fixture(scope="session")

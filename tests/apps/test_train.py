@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from medvae3d.apps import training
+from medvae3d.apps import surroundings, training
 from medvae3d.apps.settings import parse_changes, read_settings, recipes
 from medvae3d.apps.training import train
 
@@ -131,7 +131,7 @@ def test_monai_itself_trains_from_the_folder(trained, cases, tmp_path):
     (folder / "models" / "train_state.pt").unlink()
     config = str(folder / "configs" / "train.json")
     given = {"bundle_root": str(folder), "datalist": str(cases)}
-    with training._quiet(verbose=False):
+    with surroundings.quiet(verbose=False):
         workflow = ConfigWorkflow(config, logging_file=False, **given)
         workflow.initialize()
         workflow.run()
@@ -184,14 +184,14 @@ def stop_after(monkeypatch):
     """Sends this process a signal when a training has taken some steps."""
 
     def at(wanted, number=signal.SIGINT):
-        told = training._Reporter._step
+        told = surroundings.Reporter._step
 
         def step(self, engine):
             told(self, engine)
             if engine.state.iteration == wanted:
                 os.kill(os.getpid(), number)
 
-        monkeypatch.setattr(training._Reporter, "_step", step)
+        monkeypatch.setattr(surroundings.Reporter, "_step", step)
 
     yield at
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
