@@ -64,6 +64,7 @@ class DivergedFlowError(MedvaeError, ArithmeticError):
 
 
 __all__ = [
-    name for name, value in list(globals().items())
+    name
+    for name, value in list(globals().items())
     if isinstance(value, type) and issubclass(value, Exception)
 ]

@@ -182,10 +182,12 @@ def demo(
     from medvae3d.apps.demo import run_demo
 
     watch = Stopwatch()
-    rows = run_demo(out, root, device, notice)
-    output().print(table("Made", ("what", ">cases", ">s", "folder", "picture"), rows))
-    say(f"all of it is in {out.resolve()}, made in {duration(watch.seconds)}")
-    say("look at the preview.png files first; each case has its record in records/")
+    made = run_demo(out, root, device, notice)
+    for part in made:
+        cases = "case " if part.cases == 1 else "cases"
+        say(f"{part.cases} {cases} in {duration(part.seconds):>6}  {part.picture}  {part.what}")
+    say(f"all in {duration(watch.seconds)}, in {out.resolve()}")
+    say("Look at the pictures first; each case has its record in records/.")
 
 
 class _nothing:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,12 +19,22 @@ CASES = 4
 INSERTED = (3, 6)
 
 
+@dataclass(frozen=True)
+class Part:
+    """A part of the demonstration: what it is, how many cases in how long, and their picture."""
+
+    what: str
+    cases: int
+    seconds: float
+    picture: Path
+
+
 def run_demo(
     out: str | Path,
     seed: int = 20,
     device: str | None = None,
     say: Callable[[str], None] = lambda text: None,
-) -> list[tuple[Any, ...]]:
+) -> list[Part]:
     """Makes everything that the demonstration shows.
 
     Args:
@@ -34,7 +44,7 @@ def run_demo(
         say: Told what comes next.
 
     Returns:
-        What was made, cases, seconds, folder and picture, for each part.
+        Each part that was made.
 
     Raises:
         BundleError: If no bundle is shipped, or one has no weights.
@@ -55,15 +65,15 @@ def run_demo(
                 f"`medvae3d train {entry.name} --datalist LIST --out DIR`."
             )
     place = device or default_device()
-    rows = []
+    made = []
     for entry in shipped:
         say(f"{entry.name}: {CASES} cases")
         bundle = load_bundle(entry.root, place)
-        rows.append(_pairs(bundle, folder / entry.name, seed))
+        made.append(_pairs(bundle, folder / entry.name, seed))
         if bundle.recipe.synthesis.kind == "insertion":
             say(f"{entry.name}: lesions into a phantom")
-            rows.append(_insertion(bundle, folder / f"{entry.name}_into_phantom", seed))
-    return rows
+            made.append(_insertion(bundle, folder / f"{entry.name}_into_phantom", seed))
+    return made
 
 
 def default_device() -> str:
@@ -71,13 +81,13 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _pairs(bundle: Bundle, folder: Path, seed: int) -> tuple[Any, ...]:
+def _pairs(bundle: Bundle, folder: Path, seed: int) -> Part:
     watch = Stopwatch()
     bundle.write(folder, CASES, seed)
-    return bundle.name, CASES, watch.seconds, folder, folder / "preview.png"
+    return Part(bundle.name, CASES, watch.seconds, folder / "preview.png")
 
 
-def _insertion(bundle: Bundle, folder: Path, seed: int) -> tuple[Any, ...]:
+def _insertion(bundle: Bundle, folder: Path, seed: int) -> Part:
     """Puts lesions into a phantom that lies there as a file, as a user's own scan would."""
     watch = Stopwatch()
     host = phantom_host(bundle.recipe, seed, 0)
@@ -88,4 +98,5 @@ def _insertion(bundle: Bundle, folder: Path, seed: int) -> tuple[Any, ...]:
         files[-1].parent.mkdir(parents=True, exist_ok=True)
         host.write_channel(number, files[-1], host.volumes[number].array, nowhere)
     bundle.write(folder, 1, seed, hosts=[files], lesions=INSERTED)
-    return f"{bundle.name}, into a phantom", 1, watch.seconds, folder, folder / "preview.png"
+    what = f"{bundle.name}, lesions put into a phantom"
+    return Part(what, 1, watch.seconds, folder / "preview.png")

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from medvae3d import __version__
@@ -34,7 +35,7 @@ from medvae3d.evaluation.agreement import (
     make_segmenter,
     train_segmenter,
 )
-from medvae3d.evaluation.cases import MIN_VOXELS, Cases, joined
+from medvae3d.evaluation.cases import MIN_VOXELS, Cases, joined, spread
 from medvae3d.evaluation.control import control_before_level, volume_control
 from medvae3d.evaluation.curves import plot_control, plot_history
 from medvae3d.evaluation.evidence import bounds, evidence, log_weights
@@ -215,7 +216,8 @@ class _Run:
         train = self.cases.masks(self.cases.train_items)
         unseen = self.cases.masks(self.cases.unseen_items)
         found = shape_stage(model, train, unseen, self.words)
-        batches = self.words.batches(unseen[: 4 * self.effort.judged])
+        judged = unseen[spread(len(unseen), 4 * self.effort.judged)]
+        batches = self.words.batches(judged, 8)
         found["evidence"] = bounds(log_weights(model, batches, self.effort.draws, self.seed))
         return found
 
@@ -235,7 +237,9 @@ class _Run:
         if self.is_two_stage:
             return {}
         model = cast(LatentModel, self.network)
-        batches = self.words.batches(self.cases.unseen[: self.effort.judged], 2)
+        unseen = self.cases.unseen
+        judged = unseen[spread(len(unseen), self.effort.judged)]
+        batches = self.words.batches(judged, 2)
         found = evidence(model, batches, self.effort.draws, self.seed)
         for name, each in self.twins.items():
             drawn = log_weights(each, batches, self.effort.draws, self.seed, with_flow=False)
@@ -324,10 +328,12 @@ class _Run:
     def _draw(self, rows: Mapping[str, tuple[Tensor, Tensor]], name: str) -> None:
         """The first unseen cases, each row beside the others."""
         panels = []
-        statistics = self.bundle.statistics
+        schemes = self.recipe.intensities.specs
         for case in range(min(DRAWN_CASES, len(self.cases.unseen))):
             for title, (image, mask) in rows.items():
-                native = self.recipe.to_native(image[case : case + 1], statistics)[0]
+                # Where a host sets the scale there is none here: from 0 to 1 will do.
+                pairs = zip(schemes, image[case], strict=True)
+                native = torch.stack([scheme.denormalize(x, (0.0, 1.0)) for scheme, x in pairs])
                 label = mask[case, 0].numpy().astype("uint8")
                 text = f"{self.cases.unseen.names[case]}   {title}"
                 panels.append(Panel(text, native.numpy(), label, self.recipe.grid))

@@ -20,8 +20,10 @@ import nibabel as nib
 import numpy as np
 import torch
 from monai.config import KeysCollection
+from monai.data import MetaTensor
 from monai.inferers import Inferer
 from monai.transforms import MapTransform
+from monai.utils import MetaKeys
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -339,5 +341,23 @@ class UnpackSampledd(MapTransform):
                     f"{key} holds a {type(made).__name__}; expected what SynthesisInferer returns, "
                     f"`mask` and `image`. Keep that inferer in inference.json."
                 )
-            changed[key], changed[self.image_key] = made["mask"], made["image"]
+            # `Invertd` passes by what cannot carry a place.
+            changed[key], changed[self.image_key] = (
+                MetaTensor(torch.as_tensor(made[part])) for part in ("mask", "image")
+            )
+        return changed
+
+
+class SpatialShaped(MapTransform):
+    """Corrects what the meta data of a 4D host says of results with another number of channels.
+
+    ``SaveImaged`` would take the channel axis for one of space, and an axis of space for channels.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        changed = dict(data)
+        for key in self.key_iterator(changed):
+            volume = changed[key]
+            volume.meta[MetaKeys.SPATIAL_SHAPE] = np.array(volume.shape[1:])
+            volume.meta[MetaKeys.ORIGINAL_CHANNEL_DIM] = float("nan") if len(volume) == 1 else -1
         return changed

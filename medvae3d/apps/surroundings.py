@@ -139,7 +139,8 @@ def own_errors(is_blamed: Callable[[], bool] = lambda: False) -> Iterator[None]:
             first = chain[-1]
             raise SettingError(
                 f"the training cannot be set up with these settings: {type(first).__name__}: "
-                f"{(str(first).splitlines() or [''])[0]}. Correct or leave out KEY=VALUE."
+                f"{(str(first).splitlines() or [''])[0]}. Correct or leave out KEY=VALUE; "
+                f"--verbose shows where it failed."
             ) from error
         raise
 

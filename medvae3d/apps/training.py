@@ -125,7 +125,7 @@ def train(
     parts = (source, settings, read_settings(source), listed, run)
     with (
         quiet(verbose),
-        own_errors(lambda: bool(parsed) and not job.can_resume),
+        own_errors(lambda: bool(parsed) and not verbose and not job.can_resume),
         job.folder_for(None if found else parts),
     ):
         job.prepare()

@@ -199,6 +199,13 @@ def joined(parts: Sequence[Cases | None]) -> Cases:
     )
 
 
+def spread(count: int, wanted: int) -> list[int]:
+    """At most ``wanted`` of ``count`` rows, spread evenly over all of them."""
+    if count <= wanted:
+        return list(range(count))
+    return [row * count // wanted for row in range(wanted)]
+
+
 def crop(x: Tensor, start: Sequence[int], shape: Sequence[int], fill: float = 0.0) -> Tensor:
     """A box of a volume :math:`(C, I, J, K)`; what lies beyond its border is ``fill``."""
     made = x.new_full((len(x), *shape), fill)

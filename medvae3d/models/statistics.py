@@ -60,16 +60,34 @@ class TrainingStatistics(nn.Module):
         self.register_buffer("location_map", torch.zeros((location_size,) * 3))
 
     @torch.no_grad()
-    def fit_attributes(self, values: Tensor) -> None:
-        """Takes mean, scale, range and examples from natural attribute values, ``(N, F)``."""
+    def fit_attributes(self, values: Tensor, whole: Tensor | None = None) -> None:
+        """Takes mean, scale, range and examples from natural attribute values.
+
+        Args:
+            values: Attributes of the training masks, :math:`(N, F)`.
+            whole: Which masks lie wholly inside of their volume, :math:`(N,)`. Only those become
+                examples and count for the range: what was cut off is no model of a lesion.
+        """
         values = values.to(self.mean)
         self.mean.copy_(values.mean(0))
         self.scale.copy_(values.std(0).clamp_min(1e-3))
+        if whole is not None and bool(whole.any()):
+            values = values[whole.to(values.device)]
         self.low.copy_(values.amin(0))
         self.high.copy_(values.amax(0))
         kept = values[: len(self.example_values)]
         self.example_values[: len(kept)] = kept
         self.example_count.fill_(len(kept))
+
+    @torch.no_grad()
+    def fit_references(self, params: Tensor) -> None:
+        """Takes the native values of -1 and 1 in the middle case, from ``(N, C, 2)``.
+
+        Volumes made without a host come back in these intensities.
+        """
+        middle = params.to(self.image_low).median(0).values
+        self.image_low.copy_(middle[:, 0])
+        self.image_high.copy_(middle[:, 1])
 
     @property
     def is_fitted(self) -> bool:

@@ -27,7 +27,9 @@ from medvae3d.networks.blocks import (
 )
 
 
-def all_strides(channels: Sequence[int], strides: Sequence[int | Sequence[int]] | None) -> list[Stride]:
+def all_strides(
+    channels: Sequence[int], strides: Sequence[int | Sequence[int]] | None
+) -> list[Stride]:
     """One stride a level; the default halves every axis at every level.
 
     Raises:
@@ -192,7 +194,9 @@ class Decoder(nn.Module):
             bound.append(reach)
         return bound[0], bound[1], bound[2]
 
-    def forward(self, z: Tensor, vector: Tensor | None = None, maps: Tensor | None = None) -> Tensor:
+    def forward(
+        self, z: Tensor, vector: Tensor | None = None, maps: Tensor | None = None
+    ) -> Tensor:
         pyramid = self._pyramid(maps)
         x = self.stem(z)
         for index, level in enumerate(self.levels):

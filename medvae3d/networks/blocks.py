@@ -151,7 +151,9 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.body[-1].weight)
         nn.init.zeros_(self.body[-1].bias)
 
-    def forward(self, x: Tensor, vector: Tensor | None = None, maps: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, vector: Tensor | None = None, maps: Tensor | None = None
+    ) -> Tensor:
         h = self.norm(x)
         if self.modulate is not None:
             h = self.modulate(h, vector, maps)
@@ -161,7 +163,9 @@ class ResidualBlock(nn.Module):
 class Downsample(nn.Conv3d):
     """Halves the resolution along the axes whose stride is 2, by one strided convolution."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int | Sequence[int] = 2) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int | Sequence[int] = 2
+    ) -> None:
         stride = as_stride(stride)
         kernel = tuple(4 if s == 2 else 3 for s in stride)
         super().__init__(in_channels, out_channels, kernel_size=kernel, stride=stride, padding=1)
@@ -170,7 +174,9 @@ class Downsample(nn.Conv3d):
 class Upsample(nn.Module):
     """Repeats voxels along the axes whose stride is 2, then convolves."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int | Sequence[int] = 2) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int | Sequence[int] = 2
+    ) -> None:
         super().__init__()
         self.stride = as_stride(stride)
         self.conv = nn.Conv3d(in_channels, out_channels, kernel_size=3, padding=1)

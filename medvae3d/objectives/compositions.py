@@ -101,6 +101,7 @@ def texture_objective(
     adversarial_weight: float = 0.05,
     feature_weight: float = 1.0,
     adversarial_start: int = 0,
+    free_nats: float = 0.0,
     kind: str = "hinge",
 ) -> Objective:
     r"""Second stage of the two-stage model: the bound of an image, more inside of its lesion.
@@ -117,13 +118,18 @@ def texture_objective(
         adversarial_weight: Weight :math:`w_a`.
         feature_weight: Weight :math:`w_f`.
         adversarial_start: First step of both.
+        free_nats: Divergence per latent element that costs nothing. Mask and surroundings tell so
+            much of an image that a latent which costs from the first nat on falls silent.
         kind: ``hinge`` or ``least_squares``.
     """
+    rise: Schedule = warm_up(warm_up_steps, top=beta)
     terms = [
         Term("nll", nll),
-        Term("kl", one_sample_kl, weight=warm_up(warm_up_steps, top=beta)),
+        Term("kl", one_sample_kl, weight=rise),
         Term("in_mask", in_mask_error, weight=in_mask_weight, is_mean=True),
     ]
+    if free_nats:
+        terms.append(Term("free_bits", free_bits(free_nats), weight=rise))
     if discriminator is not None:
         score = AdversarialScore(discriminator, adversarial_start, kind)
         match = FeatureMatching(discriminator, adversarial_start)

@@ -7,15 +7,18 @@ would give there. Latents are drawn for the whole head, so that boxes do not dep
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy import ndimage
 from torch import Tensor
 
 from medvae3d.models.latent import Condition, LatentModel
+from medvae3d.networks.conditioning import LesionContext
 from medvae3d.numerics import standard_normal
 from medvae3d.seeding import derive_generator
 from medvae3d.synthesis import blending
@@ -29,8 +32,10 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float32]
 
-# Largest box decoded at once, without its halo: 1.2 GB with 64 channels at half resolution.
-LARGEST_BOX = 96
+# Most voxels decoded at once, halo included: about 1 GB with (32, 64) channels.
+LARGEST_WINDOW = 4_000_000
+# Boxes are not cut below this side, where halos would be most of the work.
+SMALLEST_PART = 16
 # Latents drawn from a fitted prior to learn the mean and scale of its channels.
 PRIOR_DRAWS = 64
 
@@ -79,24 +84,32 @@ def paint_lesions(
     z = draw_latents(
         texture, bottom, generator, float(options.get("texture_temperature", temperature))
     )
-    boxes = group_boxes(boxes, texture.decoder.radius, shape)
+    clusters = join_overlapping(boxes)
     mask = torch.from_numpy(new.astype(np.float32))[None, None]
     change = np.zeros((len(recipe.channels), *scan.host.grid.shape), np.float32)
     weight = np.zeros(scan.host.grid.shape, np.float32)
     has_grain = bool(options.get("grain", True))
     # Old lesions say nothing of what surrounds a new one, nor does what is not brain.
     allowed = scan.site.brain & ~(scan.site.taken | new)
-    for box, made in paint_boxes(texture, scan.normalised, mask, z, boxes):
-        here = (slice(None), *box)
-        host = scan.image[here]
-        difference = _native(made, scan, recipe) - host
-        ring = blending.ring_around(new[box], gap, allowed[box])
-        difference -= blending.smooth_offset(difference, ring)
-        if has_grain:
-            difference += blending.grain_of(host, allowed[box])
-        added, there = frame.to_host(weights[box] * difference, [side.start for side in box])
-        change[(slice(None), *there)] += added
-        weight[there] += frame.to_host(weights[box], [side.start for side in box])[0]
+    groups = group_boxes(clusters, texture.decoder.radius, shape)
+    for group, made in paint_boxes(texture, scan.normalised, mask, z, groups):
+        native = _native(made, scan, recipe)
+        for box in clusters:
+            if not _overlap(box, group):
+                continue
+            host = scan.image[(slice(None), *box)]
+            within = [
+                slice(s.start - g.start, s.stop - g.start) for s, g in zip(box, group, strict=True)
+            ]
+            difference = native[(slice(None), *within)] - host
+            ring = blending.ring_around(new[box], gap, allowed[box])
+            difference -= blending.smooth_offset(difference, ring)
+            if has_grain:
+                difference += blending.grain_of(host, allowed[box])
+            start = [side.start for side in box]
+            added, there = frame.to_host(weights[box] * difference, start)
+            change[(slice(None), *there)] += added
+            weight[there] += frame.to_host(weights[box], start)[0]
     return change, weight
 
 
@@ -154,32 +167,30 @@ def draw_latents(
     return mean.reshape(1, -1, 1, 1, 1) + scale.reshape(1, -1, 1, 1, 1) * noise
 
 
+def join_overlapping(boxes: Sequence[Slices]) -> list[Slices]:
+    """Joins boxes until no two overlap."""
+    return _joined(boxes, _overlap)
+
+
 def group_boxes(boxes: Sequence[Slices], halo: Sequence[int], shape: Sequence[int]) -> list[Slices]:
-    """Joins boxes where one decoding is cheaper than two, or where they overlap; cuts large ones.
+    """Joins boxes where one decoding is cheaper than two.
 
     Args:
-        boxes: Around lesions, within the volume.
+        boxes: Around lesions, within the volume; no two overlap.
         halo: Voxels that are decoded around a box in addition, along (I, J, K).
         shape: Voxels of the volume.
+
+    Returns:
+        Fewer boxes, each of which holds some of the old ones whole; no two overlap.
     """
 
     def cost(box: Slices) -> int:
-        sides = zip(box, halo, shape, strict=True)
-        return int(np.prod([min(s.stop + h, n) - max(s.start - h, 0) for s, h, n in sides]))
+        return sum(_window(part, halo, shape) for part in _cut(box, halo, shape))
 
-    groups = list(boxes)
-    joined = True
-    while joined:
-        joined = False
-        for a in range(len(groups)):
-            for b in range(len(groups) - 1, a, -1):
-                both = _join(groups[a], groups[b])
-                apart = cost(groups[a]) + cost(groups[b])
-                if _overlap(groups[a], groups[b]) or cost(both) <= apart:
-                    groups[a] = both
-                    del groups[b]
-                    joined = True
-    return [part for box in groups for part in _cut(box)]
+    def is_cheaper(a: Slices, b: Slices) -> bool:
+        return _overlap(a, b) or cost(_join(a, b)) <= cost(a) + cost(b)
+
+    return _joined(boxes, is_cheaper)
 
 
 def paint_boxes(
@@ -192,7 +203,7 @@ def paint_boxes(
         image: The host in network values.
         mask: All new lesions.
         z: Latents of the whole volume, drawn by `draw_latents`.
-        boxes: What to decode.
+        boxes: What to decode; large ones are decoded in parts.
 
     Shape:
         - ``image``: :math:`(1, C, I, J, K)`; ``mask``: :math:`(1, 1, I, J, K)`
@@ -201,26 +212,58 @@ def paint_boxes(
     """
     stride = model.decoder.stride
     reach = [_up(r, s) for r, s in zip(model.decoder.radius, stride, strict=True)]
-    seen = model.context.radius if model.context is not None else 0
     device = next(model.parameters()).device
+    lesions = ndimage.find_objects(ndimage.label(mask[0, 0].numpy())[0])
     for box in boxes:
-        fine, coarse, tile = [], [], []
-        for axis, side in enumerate(box):
-            step, wide = stride[axis], reach[axis] + _up(seen, stride[axis])
-            start = max(0, side.start // step * step - wide)
-            stop = min(z.shape[2 + axis] * step, _up(side.stop, step) + wide)
-            fine.append(slice(start, stop))
-            coarse.append(slice(start // step, stop // step))
-            tile.append((side.start - start, side.stop - start))
-        here = Tile(*zip(*tile, strict=True))
-        batch = {
-            "mask": _padded_crop(mask, fine, 0.0).to(device),
-            "context": _padded_crop(image, fine, -1.0).to(device),
-        }
-        condition = model.condition(batch)
-        latent = z[(slice(None), slice(None), *coarse)].to(device)
-        ((_, heads),) = decode_pieces(model, latent, Condition(None, condition.maps), [here])
-        yield box, heads["image"].mode()[0].float().cpu()
+        made = torch.empty(image.shape[1], *(side.stop - side.start for side in box))
+        for part in _cut(box, reach, image.shape[2:]):
+            fine, coarse = [], []
+            for axis, side in enumerate(part):
+                step, wide = stride[axis], reach[axis]
+                start = max(0, side.start // step * step - wide)
+                stop = min(z.shape[2 + axis] * step, _up(side.stop, step) + wide)
+                fine.append(slice(start, stop))
+                coarse.append(slice(start // step, stop // step))
+            tile = _relative(part, fine)
+            here = Tile(*zip(*((side.start, side.stop) for side in tile), strict=True))
+            maps = _maps(model.context, image, mask, fine, lesions) if model.context else None
+            condition = Condition(None, None if maps is None else maps.to(device))
+            latent = z[(slice(None), slice(None), *coarse)].to(device)
+            ((_, heads),) = decode_pieces(model, latent, condition, [here])
+            made[(slice(None), *_relative(part, box))] = heads["image"].mode()[0].float().cpu()
+        yield box, made
+
+
+def _maps(
+    context: LesionContext,
+    image: Tensor,
+    mask: Tensor,
+    window: Sequence[slice],
+    lesions: Sequence[Slices],
+) -> Tensor:
+    """The condition maps of a window, as those of the whole volume are there.
+
+    Far from lesions all maps of the mask are 0 and the image is known, so the blurs, which take as
+    long as the decoder, are computed near lesions alone.
+    """
+    maps = image.new_zeros(1, context.channels, *(side.stop - side.start for side in window))
+    maps[:, 3:-1] = _padded_crop(image, window, -1.0)
+    maps[:, -1] = 1
+    border = [max(side.stop, n) for side, n in zip(window, image.shape[2:], strict=True)]
+    for lesion in lesions:
+        near = _common(_grown(lesion, context.radius, border), window)
+        if near is None:
+            continue
+        wide = _grown(near, context.radius, border)
+        told = context(_padded_crop(mask, wide, 0.0), _padded_crop(image, wide, -1.0))
+        inner = [
+            slice(n.start - w.start, n.stop - w.start) for n, w in zip(near, wide, strict=True)
+        ]
+        there = [
+            slice(n.start - w.start, n.stop - w.start) for n, w in zip(near, window, strict=True)
+        ]
+        maps[(slice(None), slice(None), *there)] = told[(slice(None), slice(None), *inner)]
+    return maps
 
 
 def _padded_crop(x: Tensor, box: Sequence[slice], fill: float) -> Tensor:
@@ -243,12 +286,52 @@ def _overlap(a: Slices, b: Slices) -> bool:
     return all(p.start < q.stop and q.start < p.stop for p, q in zip(a, b, strict=True))
 
 
-def _cut(box: Slices) -> list[Slices]:
-    """A box in parts no longer than `LARGEST_BOX`."""
-    parts: list[tuple[slice, ...]] = [()]
-    for side in box:
-        count = -(-(side.stop - side.start) // LARGEST_BOX)
-        edges = np.linspace(side.start, side.stop, count + 1).astype(int).tolist()
-        pieces = [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
-        parts = [(*part, piece) for part in parts for piece in pieces]
-    return [(part[0], part[1], part[2]) for part in parts]
+def _relative(box: Sequence[slice], whole: Sequence[slice]) -> list[slice]:
+    return [slice(b.start - w.start, b.stop - w.start) for b, w in zip(box, whole, strict=True)]
+
+
+def _common(a: Sequence[slice], b: Sequence[slice]) -> Slices | None:
+    i, j, k = (slice(max(p.start, q.start), min(p.stop, q.stop)) for p, q in zip(a, b, strict=True))
+    return (i, j, k) if all(side.start < side.stop for side in (i, j, k)) else None
+
+
+def _joined(boxes: Sequence[Slices], wanted: Callable[[Slices, Slices], bool]) -> list[Slices]:
+    """Joins pairs of boxes for as long as any should be."""
+    groups = list(boxes)
+    found = True
+    while found:
+        found = False
+        for a in range(len(groups)):
+            for b in range(len(groups) - 1, a, -1):
+                if wanted(groups[a], groups[b]):
+                    groups[a] = _join(groups[a], groups[b])
+                    del groups[b]
+                    found = True
+    return groups
+
+
+def _window(box: Slices, halo: Sequence[int], shape: Sequence[int]) -> int:
+    """Voxels that are decoded for a box."""
+    sides = zip(box, halo, shape, strict=True)
+    return math.prod(min(s.stop + h, n) - max(s.start - h, 0) for s, h, n in sides)
+
+
+def _cut(box: Slices, halo: Sequence[int], shape: Sequence[int]) -> list[Slices]:
+    """A box in parts of which none takes more than `LARGEST_WINDOW` to decode, where possible."""
+    parts = [box]
+    while True:
+        large = next((p for p in parts if _window(p, halo, shape) > LARGEST_WINDOW), None)
+        if large is None:
+            return parts
+        axis = max(range(3), key=lambda a: large[a].stop - large[a].start)
+        side = large[axis]
+        middle = (side.start + side.stop) // 2
+        if side.stop - side.start <= SMALLEST_PART:
+            return parts
+        at = parts.index(large)
+        halves = []
+        for piece in (slice(side.start, middle), slice(middle, side.stop)):
+            sides = list(large)
+            sides[axis] = piece
+            halves.append((sides[0], sides[1], sides[2]))
+        parts[at : at + 1] = halves

@@ -46,7 +46,9 @@ def load_state(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise BundleError(f"{path} does not exist. Train the bundle first, or check the path.") from None
+        raise BundleError(
+            f"{path} does not exist. Train the bundle first, or check the path."
+        ) from None
     except Exception as error:  # torch raises many types for damaged or foreign files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BundleError(
@@ -54,7 +56,9 @@ def load_state(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"torch.save. Copy it again from its source, or train anew."
         ) from error
     if not isinstance(state, dict):
-        raise BundleError(f"{path} holds a {type(state).__name__}; expected a dictionary of tensors.")
+        raise BundleError(
+            f"{path} holds a {type(state).__name__}; expected a dictionary of tensors."
+        )
     return state
 
 

@@ -9,6 +9,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from medvae3d.data.location import fit_location_map
+from medvae3d.data.transforms import PARAMS_KEY
 from medvae3d.models.latent import LatentModel
 from medvae3d.models.statistics import TrainingStatistics
 from medvae3d.seeding import derive_seed
@@ -48,13 +49,30 @@ class StatisticsFitter:
         # Every process sees all cases, and so comes to the same statistics.
         loader = self.loader.alone()
         per_pass = -(-len(loader.dataset) // loader.batch_size)
-        values = []
+        values, whole = [], []
         for step in range(self.passes * per_pass):
             # Steps far beyond any training, so that the fit shares no noise with it.
             mask = loader.batch(10**9 + step)["mask"]
             filled = mask.flatten(1).any(1)
             values.append(self.preparation.attributes(mask[filled]))
-        self.statistics.fit_attributes(torch.cat(values))
+            whole.append(~touches_border(mask[filled]))
+        self.statistics.fit_attributes(torch.cat(values), torch.cat(whole))
+        params = [_intensities_of(case) for case in loader.dataset]
+        known = [each for each in params if each is not None]
+        if known:
+            self.statistics.fit_references(torch.stack(known))
+
+
+def touches_border(mask: torch.Tensor) -> torch.Tensor:
+    """Which masks ``(B, 1, I, J, K)`` reach the border of their volume, ``(B,)``."""
+    edges = [mask.movedim(axis, 2)[:, :, [0, -1]].flatten(1).any(1) for axis in (2, 3, 4)]
+    return torch.stack(edges).any(0)
+
+
+def _intensities_of(case: Mapping[str, Any]) -> torch.Tensor | None:
+    """The native values that normalisation took to -1 and 1, ``(C, 2)``, where it kept them."""
+    params = getattr(case.get("image"), "meta", {}).get(PARAMS_KEY)
+    return None if params is None else torch.as_tensor(params)
 
 
 class LocationFitter:
@@ -100,6 +118,42 @@ class LocationFitter:
                 pairs.append((mask, brain))
         if pairs:
             self.statistics.location_map.copy_(fit_location_map(pairs, size))
+
+
+class IntensityFitter:
+    """Remembers the native units of the training images when a run starts from nothing.
+
+    Images that are normalised by their own percentiles have no common unit. Volumes that are made
+    without a host come back at the median of the percentiles of the training images.
+
+    Args:
+        statistics: What to fit.
+        dataset: Prepared cases, whose images say which native values became -1 and 1.
+    """
+
+    def __init__(
+        self, statistics: TrainingStatistics, dataset: Sequence[Mapping[str, Any]]
+    ) -> None:
+        self.statistics = statistics
+        self.dataset = dataset
+
+    def attach(self, engine: Engine) -> None:
+        """Registers the fit with a trainer."""
+        engine.add_event_handler(Events.STARTED, self.fit)
+
+    def fit(self, engine: Engine | None = None) -> None:
+        """Collects the native ranges, unless that has been done."""
+        low, high = self.statistics.image_low, self.statistics.image_high
+        if bool(low.any()) or bool((high != 1).any()):
+            return
+        cases = (self.dataset[index] for index in range(len(self.dataset)))
+        images = [case["image"] for case in cases if "image" in case]
+        ranges = [getattr(image, "meta", {}).get(PARAMS_KEY) for image in images]
+        known = [torch.as_tensor(pairs).float() for pairs in ranges if pairs is not None]
+        if known:
+            middle = torch.stack(known).median(dim=0).values
+            low.copy_(middle[:, 0])
+            high.copy_(middle[:, 1])
 
 
 class PriorFitter:

@@ -183,9 +183,7 @@ class ModelPlayer(Player):
         if not len(batch["mask"]):
             return
         with autocast():
-            trace = self.model.trace(
-                batch, turn.generator, with_flow=turn.step >= self.flow_start
-            )
+            trace = self.model.trace(batch, turn.generator, with_flow=turn.step >= self.flow_start)
             loss, values = self.objective(trace, batch, turn.step)
         self._update(loss, turn)
         turn.traces[self.name] = (trace, batch)

@@ -72,9 +72,7 @@ class PlayerTrainer(Trainer):
         self.autocast: Callable[[], Any] = (
             partial(torch.autocast, device.type, dtype=dtype) if dtype else contextlib.nullcontext
         )
-        self.grad_scaler = (
-            torch.amp.GradScaler(device.type) if dtype is torch.float16 else None
-        )
+        self.grad_scaler = torch.amp.GradScaler(device.type) if dtype is torch.float16 else None
         super().__init__(
             device=device,
             max_epochs=max_epochs,

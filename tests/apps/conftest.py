@@ -17,6 +17,7 @@ from medvae3d.data.attributes import mask_attributes
 from medvae3d.data.datalists import Case, write_datalist
 from medvae3d.data.volumes import write_volume
 from medvae3d.geometry import Grid
+from medvae3d.models.two_stage import TwoStageModel
 
 REPOSITORY = Path(__file__).parents[2]
 # What makes a training of a shipped configuration small enough for a test.
@@ -105,11 +106,15 @@ def bundles(tmp_path_factory):
 
 
 def untaught(network):
-    """A network with random weights, and the statistics of balls."""
+    """A network with random weights and the statistics of balls; shapes alone are learned."""
     made = tiny.built(network)
     masks = (tiny.balls(64, torch.Generator().manual_seed(1)) > 0).float()
     names = made.statistics.names
     made.statistics.fit_attributes(mask_attributes(masks, tiny.SPACING, names))
+    if isinstance(made, TwoStageModel):
+        # Lesions have to fit into a host, so their shapes are taught.
+        generator = torch.Generator().manual_seed(2)
+        tiny._teach(made, made.shape, "two_stage", generator, steps=80)
     return made.eval()
 
 

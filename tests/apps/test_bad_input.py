@@ -194,7 +194,7 @@ def test_a_folder_with_cases_of_another_run(cli, refused, bundles, tmp_path):
     assert cli(*generate(bundles / "balls", "--out", out)).code == 0
     for other in (
         generate(bundles / "balls", "--out", out, seed=2),
-        generate(bundles / "balls", "--out", out, "--volume-ml", "2:3"),
+        generate(bundles / "balls", "--out", out, "--volume-ml", "5:6"),
         generate(bundles / "stages", "--out", out),
     ):
         error = refused(*other, out=out)
@@ -232,7 +232,7 @@ def bad(request, scan, tmp_path):
     elif request.param == "negative spacing":
         changed_header(pet, path, pixdim=[1, 4, -4, 4, 0, 0, 0, 0])
     elif request.param == "singular":
-        changed_header(pet, path, srow_z=[4, 0, 0, 0], srow_x=[4, 0, 0, 0], qform_code=0)
+        changed_header(pet, path, srow_y=[0, 4, 4, 0], srow_z=[0, 0, 0, 0], qform_code=0)
     elif request.param == "NaN":
         array[3, 3, 3] = np.nan
         stored(path, array)
@@ -247,7 +247,7 @@ def bad(request, scan, tmp_path):
     ("bad", "words"),
     [
         ("missing", "cannot be read"),
-        ("not NIfTI", "is not"),
+        ("not NIfTI", "not be NIfTI at all"),
         ("truncated", "truncated"),
         ("2D", "three axes"),
         ("5D", "three axes"),

@@ -324,18 +324,16 @@ SHORT = ["max_epochs=1", "epoch_length=3", "warm_up_steps=2", "adversarial_start
 BOTH_STAGES = {
     "sts_petct_pavae": ["spatial_shape=[16,16,16]", "network_def#texture#components=2",
                         "network_def#texture#rank=2"],
-    "brain_mri_ms_pavae": ["spatial_shape=[8,8,8]", "spacing=[7,7,7]", "batch_size=2"],
+    "brain_mri_ms_pavae": ["spatial_shape=[12,12,12]", "spacing=[4,4,4]", "batch_size=2",
+                           "train#patches#patches#jitter=2"],
 }  # fmt: skip
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(BOTH_STAGES))
-def test_both_stages_are_trained_and_resumed(
-    cli, cases, phantom_list, tmp_path, name, stop_after, monkeypatch
-):
+def test_both_stages_are_trained_and_resumed(cli, cases, tmp_path, name, stop_after, monkeypatch):
     source = REPOSITORY / "bundles" / name
-    datalist = cases if name == "sts_petct_pavae" else phantom_list
-    words = ("train", source, "--datalist", datalist)
+    words = ("train", source, "--datalist", cases)
     settings = [*SHORT, *BOTH_STAGES[name]]
     whole = cli(*words, "--out", tmp_path / "whole", *settings)
     assert whole.code == 0, whole.error

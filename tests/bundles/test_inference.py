@@ -221,7 +221,9 @@ def test_joint_volume_lies_in_the_middle_the_right_way_round(
     image = torch.full((1, 16, 16, 16), 100.0) + 50 * label
     grid = Grid.centred((16, 16, 16), (1.0, 1.0, 1.0))
     sample = SimpleNamespace(image=image, label=label, grid=grid)
-    network: Any = SimpleNamespace(statistics=TrainingStatistics())
+    statistics = TrainingStatistics()
+    statistics.image_high.fill_(100)
+    network: Any = SimpleNamespace(statistics=statistics)
     host = Grid((40, 30, 24), affine("flipped", [1.0, 1.0, 1.0]))
     inputs = MetaTensor(torch.zeros(1, 1, *host.shape), affine=torch.tensor(host.affine))
     monkeypatch.setattr("medvae3d.apps.inference.generate", lambda *args, **kwargs: iter([sample]))

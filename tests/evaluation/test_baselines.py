@@ -16,7 +16,7 @@ from medvae3d.evaluation.baselines import (
     paste_nearest,
     threshold,
 )
-from medvae3d.evaluation.cases import Cases, joined, lesion_cases, whole_cases
+from medvae3d.evaluation.cases import Cases, joined, lesion_cases, spread, whole_cases
 from medvae3d.evaluation.voxelwise import image_scores
 
 
@@ -186,3 +186,8 @@ def test_lesions_of_the_host_are_neither_cut_nor_observed():
 def test_cases_without_image_and_label_are_refused():
     with pytest.raises(DataListError, match="image and a label"):
         whole_cases([{"label": torch.zeros(1, 4, 4, 4)}])
+
+
+def test_a_choice_of_cases_is_spread_over_all_of_them():
+    assert spread(3, 8) == [0, 1, 2]
+    assert spread(100, 4) == [0, 25, 50, 75]

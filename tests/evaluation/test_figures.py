@@ -45,6 +45,34 @@ def ball_list(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "datalist.json"
 
 
+@pytest.fixture(scope="module")
+def body_list(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two bodies of 40 voxels a side with three round lesions each, and one mask alone."""
+    folder = tmp_path_factory.mktemp("bodies")
+    places = np.stack(np.meshgrid(*[np.arange(40) - 19.5] * 3, indexing="ij"))
+    body = np.sqrt((places**2).sum(0)) < 18
+    grid = Grid.centred((40,) * 3, tiny.SPACING)
+    cases = []
+    for number, split in enumerate(("training", "validation", "training")):
+        rng = np.random.default_rng(number)
+        mask = np.zeros((40,) * 3, np.uint8)
+        for middle in ((-9, 0, 0), (6, 7, 0), (3, -6, 4)):
+            away = places - np.reshape(middle, (3, 1, 1, 1)) - rng.uniform(-1, 1, (3, 1, 1, 1))
+            mask[np.sqrt((away**2).sum(0)) < 2.5 + 0.3 * number] = 1
+        files = []
+        for name, out, tissue, lesion in (("pet", 0.0, 1.5, 6.0), ("ct", -190.0, 20.0, 90.0)):
+            image = np.where(mask > 0, lesion, np.where(body, tissue, out))
+            image = image + rng.normal(0, 0.05 * lesion, image.shape) * body
+            files.append(folder / f"body_{number:03d}_{name}.nii.gz")
+            write_volume(files[-1], image.astype(np.float32), grid, dtype=np.float32)
+        label = folder / f"body_{number:03d}_gtv.nii.gz"
+        write_volume(label, mask, grid, dtype=np.uint8)
+        images = tuple(files) if number < 2 else ()
+        cases.append(Case(images, label, f"body_{number:03d}", split))
+    write_datalist(folder / "datalist.json", cases)
+    return folder / "datalist.json"
+
+
 @pytest.fixture(autouse=True)
 def little(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(app, "QUICK", TINY)
@@ -79,6 +107,23 @@ def test_a_bundle_gets_all_figures_that_apply_to_it(tmp_path, ball_list, network
         bundle, ball_list, out=tmp_path / "out", quick=True, sections=sorted({*own, "agreement"})
     )
     assert all(again[name] == found[name] for name in {*own, "agreement", "generation"})
+
+
+@pytest.mark.integration
+def test_lesions_in_hosts_are_judged_patch_by_patch(tmp_path, body_list):
+    bundle = tiny.write_bundle(
+        tmp_path / "putting", tiny.TWO_STAGE, kind="insertion", max_attempts=60, max_components=9
+    )
+    wanted = "shape,texture,control,agreement,copying"
+    found = app.report(bundle, body_list, out=tmp_path / "out", quick=True, sections=wanted)
+    assert not [name for name in found if "not_computed" in str(found[name])]
+    assert (found["shape"]["train"], found["shape"]["unseen"]) == (6, 3)
+    assert (found["texture"]["train"], found["texture"]["unseen"]) == (3, 3)
+    assert found["control"]["samples"] == TINY.controlled
+    assert found["agreement"]["synthetic"] == TINY.samples
+    assert found["generation"]["samples"] == 1
+    constant = found["texture"]["rows"]["constant: mean of the training lesions"]["nmse"]["mean"]
+    assert constant < 0.02  # both bodies have lesions of one brightness
 
 
 @pytest.mark.integration

@@ -62,7 +62,11 @@ def trained():
     model.statistics.fit_attributes(values)
     parts = [
         (model.shape, mask_objective(warm_up_steps=100), adamw(model.shape, 4e-3)),
-        (model.texture, texture_objective(warm_up_steps=100), adamw(model.texture, 4e-3)),
+        (
+            model.texture,
+            texture_objective(warm_up_steps=100, free_nats=0.1),
+            adamw(model.texture, 4e-3),
+        ),
     ]
     rate = cosine(STEPS)
     for step in range(STEPS):

@@ -401,41 +401,50 @@ def test_boxes_are_painted_as_the_whole_would_be() -> None:
             torch.testing.assert_close(part, whole[(slice(None), *box)], atol=1e-4, rtol=0)
 
 
-def test_large_hosts_are_painted_around_lesions_only(
+def test_boxes_are_painted_in_parts_as_in_one(
     phantom: HostScan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = []
     model = network()
-    decode = model.texture.decode
-
-    def counted(z: torch.Tensor, condition: Condition) -> Any:
-        seen.append(condition.maps.shape[2:].numel())  # type: ignore[union-attr]
-        return decode(z, condition)
-
-    monkeypatch.setattr(painting, "LARGEST_BOX", 8)
-    model.texture.decode = counted  # type: ignore[method-assign]
-    cut = insert(phantom, model, lesions=(1, 1))
-    pieces = len(seen)
-    monkeypatch.undo()
-    model.texture.decode = decode  # type: ignore[method-assign]
-    whole = insert(phantom, model, lesions=(1, 1))
-    assert pieces > 1
-    # Offsets and grain are taken per box, everything else is the same.
+    whole = insert(phantom, model, lesions=(2, 2))
+    monkeypatch.setattr(painting, "LARGEST_WINDOW", 1)
+    cut = insert(phantom, model, lesions=(2, 2))
     np.testing.assert_array_equal(cut.label, whole.label)
+    # A step of storage is 0.1: rounding may fall to either side.
+    np.testing.assert_allclose(cut.image, whole.image, atol=0.11)
 
 
-def test_boxes_are_joined_where_that_is_cheaper_and_cut_where_large() -> None:
-    def box(*starts: int, size: int = 10) -> Any:
-        return tuple(slice(s, s + size) for s in starts)
-
+def test_boxes_are_joined_where_that_is_cheaper() -> None:
     shape, halo = (200, 200, 200), (8, 8, 8)
     near = painting.group_boxes([box(20, 20, 20), box(32, 20, 20)], halo, shape)
     assert near == [(slice(20, 42), slice(20, 30), slice(20, 30))]
     far = [box(20, 20, 20), box(150, 150, 150)]
     assert painting.group_boxes(far, halo, shape) == far
-    parts = painting.group_boxes([box(0, 0, 0, size=150)], halo, shape)
-    assert len(parts) == 8
-    assert sum(np.prod([s.stop - s.start for s in part]) for part in parts) == 150**3
+    chain = [box(20, 20, 20), box(28, 28, 28), box(36, 36, 36)]
+    assert painting.join_overlapping(chain) == [box(20, 20, 20, size=26)]
+
+
+def test_only_the_surroundings_of_lesions_are_decoded() -> None:
+    """A lesion in the corner of a large host costs its box and halo, not the host."""
+    model = network().texture
+    seen = []
+    decode = model.decode
+
+    def counted(z: torch.Tensor, condition: Condition) -> Any:
+        seen.append(z.shape[2:].numel())
+        return decode(z, condition)
+
+    model.decode = counted  # type: ignore[method-assign]
+    mask = torch.zeros(1, 1, 160, 160, 160)
+    mask[..., 80:84, 80:84, 80:84] = 1
+    z = torch.zeros(1, 4, 40, 40, 40)
+    with torch.inference_mode():
+        list(painting.paint_boxes(model, mask - 1, mask, z, [box(76, 76, 76, size=12)]))
+    reach = [-(-r // 4) for r in model.decoder.radius]
+    assert seen == [np.prod([3 + 2 * r for r in reach])]
+
+
+def box(*starts: int, size: int = 10) -> Any:
+    return tuple(slice(s, s + size) for s in starts)
 
 
 def test_weights_are_one_inside_and_end_in_nothing() -> None:

@@ -91,7 +91,10 @@ class Run:
 
 
 def weights(run):
-    return {**run.network.state_dict(), **{f"ema.{k}": v for k, v in run.ema.module.state_dict().items()}}
+    return {
+        **run.network.state_dict(),
+        **{f"ema.{k}": v for k, v in run.ema.module.state_dict().items()},
+    }
 
 
 @pytest.mark.parametrize("flow", [False, True])
@@ -243,7 +246,9 @@ def test_the_slow_copy_follows():
 
 def test_a_collapsed_latent_is_seen():
     network = vae(SHAPE, **SIZES)
-    posterior = network.trace(dict(image=torch.zeros(4, 1, *SHAPE), mask=torch.zeros(4, 1, *SHAPE))).posterior
+    posterior = network.trace(
+        dict(image=torch.zeros(4, 1, *SHAPE), mask=torch.zeros(4, 1, *SHAPE))
+    ).posterior
     from medvae3d.probability.posteriors import DiagonalGaussian
 
     collapsed = DiagonalGaussian(torch.zeros_like(posterior.mean), torch.ones_like(posterior.scale))
