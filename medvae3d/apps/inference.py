@@ -303,7 +303,7 @@ def _digest(host: NDArray[np.float32], grid: Grid) -> str:
 
 def _range(value: Numbers, name: str) -> tuple[float, float] | None:
     """A number as a range of one value, two numbers as they are, 0 as no wish."""
-    ends = list(value) if isinstance(value, (list, tuple)) else [value]
+    ends: list[Any] = list(value) if isinstance(value, (list, tuple)) else [value]
     try:
         low, high = float(ends[0]), float(ends[-1])
     except (TypeError, ValueError, IndexError) as error:

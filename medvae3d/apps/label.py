@@ -68,7 +68,10 @@ class PublishSyntheticd(MapTransform):
 def label_app() -> Any:
     """The MONAI Label application of this process; ``None`` where there is none."""
     try:
-        from monailabel.interfaces.utils.app import app_instance, apps
+        from monailabel.interfaces.utils.app import (
+            app_instance,
+            apps,
+        )
     except ImportError:
         return None
     # `app_instance` would start an application where none runs.

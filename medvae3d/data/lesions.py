@@ -78,8 +78,8 @@ class LesionShapes(Sequence[dict[str, Any]]):
             ]
         if not self.items:
             raise LabelError(
-                f"none of the {len(dataset)} cases has a lesion of {min_voxels} voxels or more that "
-                f"fits into {tuple(patch_shape)} voxels. Check the masks with `medvae3d data "
+                f"none of the {len(dataset)} cases has a lesion of {min_voxels} voxels or more "
+                f"that fits into {tuple(patch_shape)} voxels. Check the masks with `medvae3d data "
                 f"check`, or enlarge the patch."
             )
 

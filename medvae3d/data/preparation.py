@@ -128,7 +128,7 @@ def case_transforms(
         labels: Names and values of the mask; without them only the image is prepared.
         allow_missing_images: Whether cases may have a mask alone.
     """
-    missing = {"allow_missing_keys": allow_missing_images}
+    missing: dict[str, Any] = {"allow_missing_keys": allow_missing_images}
     image, mask = ["image"], ["label"] if labels else []
     every = [*image, *mask]
     steps: list[Transform] = [

@@ -64,7 +64,8 @@ class LatentModel(nn.Module):
 
     - ``image``: :math:`(B, C, I, J, K)`, normalised; ``valid``: :math:`(B, C, 1, 1, 1)` or larger,
       0 where a channel was not observed
-    - ``mask``: :math:`(B, 1, I, J, K)`, integer label values; ``mask_valid``: :math:`(B, 1, 1, 1, 1)`
+    - ``mask``: :math:`(B, 1, I, J, K)`, integer label values; ``mask_valid``:
+      :math:`(B, 1, 1, 1, 1)`, 0 where it was not observed
     - ``attributes``: :math:`(B, F)`, standardised
 
     Args:
@@ -134,19 +135,21 @@ class LatentModel(nn.Module):
         Without it, the first hundreds of steps go into undoing random outputs, whose likelihood is
         millions of nats off.
         """
-        last = self.encoder.head[-1] if isinstance(self.encoder.head, nn.Sequential) else None
-        head = last if last is not None else self.encoder.head
-        head.weight.mul_(0.1)
-        repeats = math.prod(self.decoder.output.stride)
+        head = list(self.encoder.head.modules())[-1]
+        if isinstance(head, nn.Conv3d | nn.Linear):
+            head.weight.mul_(0.1)
+        output = self.decoder.output
+        repeats = math.prod(output.stride)
+        bias: Tensor = output.conv.bias  # type: ignore[assignment]
         start = 0
-        for module in self.heads.values():
-            stop = start + module.features * repeats
-            self.decoder.output.conv.weight[start:stop].mul_(0.3)
-            self.decoder.output.conv.bias[start:stop] = -0.8 if module.output == "image" else 0.0
-            if module.output == "mask":  # background likely: first of several logits, or one low
-                first = stop if module.features == 1 else start + repeats
-                value = -2.0 if module.features == 1 else 2.0
-                self.decoder.output.conv.bias[start:first] = value
+        for each in self.heads.values():
+            logits: Any = each
+            stop = start + int(logits.features) * repeats
+            output.conv.weight[start:stop].mul_(0.3)
+            bias[start:stop] = -0.8 if logits.output == "image" else 0.0
+            if logits.output == "mask":  # background likely: one low logit, or the first one high
+                single = int(logits.features) == 1
+                bias[start : stop if single else start + repeats] = -2.0 if single else 2.0
             start = stop
 
     @property
@@ -171,8 +174,7 @@ class LatentModel(nn.Module):
             return None
         attributes = condition.attributes
         if attributes is None:  # the mean of the training set
-            features = self.embedding.body[0].in_features
-            attributes = like.new_zeros(len(like), features)
+            attributes = like.new_zeros(len(like), self.embedding.attributes)
         return self.embedding(attributes.float())
 
     def encoder_input(
@@ -232,9 +234,7 @@ class LatentModel(nn.Module):
     def log_likelihood(heads: Mapping[str, Any], batch: Batch) -> Tensor:
         r""":math:`\log p(x, m \mid z, c)` in nats, ``(B,)``, over what was observed."""
         valid = {"image": batch.get("valid"), "mask": batch.get("mask_valid")}
-        return sum(  # type: ignore[return-value]
-            head.log_prob(batch[name], valid[name]) for name, head in heads.items()
-        )
+        return sum(head.log_prob(batch[name], valid[name]) for name, head in heads.items())
 
     def trace(
         self,

@@ -45,6 +45,12 @@ def channels_last(network: nn.Module) -> nn.Module:
     return network
 
 
+def silence(layer: nn.Module) -> None:
+    """Sets weight and bias of a layer to zero, so that it starts by adding nothing."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+
+
 class ChannelNorm(nn.Module):
     """Scales the channels of each voxel to unit mean square."""
 
@@ -91,8 +97,7 @@ class Modulation(nn.Module):
         )
         last = [layer for layer in (self.vector, self.maps[-1] if self.maps else None) if layer]
         for layer in last:
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            silence(layer)
 
     def forward(self, h: Tensor, vector: Tensor | None, maps: Tensor | None) -> Tensor:
         gain: Tensor | float = 1.0
@@ -148,8 +153,7 @@ class ResidualBlock(nn.Module):
             nn.Dropout3d(dropout) if dropout else nn.Identity(),
             nn.Conv3d(channels, channels, kernel_size=3, padding=1),
         )
-        nn.init.zeros_(self.body[-1].weight)
-        nn.init.zeros_(self.body[-1].bias)
+        silence(self.body[-1])
 
     def forward(
         self, x: Tensor, vector: Tensor | None = None, maps: Tensor | None = None
@@ -160,6 +164,12 @@ class ResidualBlock(nn.Module):
         return x + self.body(h)
 
 
+def kernel_of(stride: Stride) -> Stride:
+    """Width of a strided convolution that centres its voxels: 4 for a stride of 2, else 3."""
+    i, j, k = (4 if step == 2 else 3 for step in stride)
+    return i, j, k
+
+
 class Downsample(nn.Conv3d):
     """Halves the resolution along the axes whose stride is 2, by one strided convolution."""
 
@@ -167,7 +177,7 @@ class Downsample(nn.Conv3d):
         self, in_channels: int, out_channels: int, stride: int | Sequence[int] = 2
     ) -> None:
         stride = as_stride(stride)
-        kernel = tuple(4 if s == 2 else 3 for s in stride)
+        kernel = kernel_of(stride)
         super().__init__(in_channels, out_channels, kernel_size=kernel, stride=stride, padding=1)
 
 

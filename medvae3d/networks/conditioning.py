@@ -20,6 +20,7 @@ class AttributeEmbedding(nn.Module):
 
     def __init__(self, attributes: int, features: int = 128) -> None:
         super().__init__()
+        self.attributes = attributes
         self.features = features
         self.body = nn.Sequential(
             nn.Linear(attributes, features), nn.SiLU(), nn.Linear(features, features), nn.SiLU()

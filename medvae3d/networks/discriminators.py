@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from medvae3d.networks.blocks import as_stride
+from medvae3d.networks.blocks import as_stride, kernel_of
 
 
 class PatchDiscriminator(nn.Module):
@@ -41,8 +41,7 @@ class PatchDiscriminator(nn.Module):
         previous = in_channels
         for width, stride in zip(channels, strides or [2] * len(channels), strict=True):
             steps = as_stride(stride)
-            kernel = tuple(4 if step == 2 else 3 for step in steps)
-            conv = nn.Conv3d(previous, width, kernel_size=kernel, stride=steps, padding=1)
+            conv = nn.Conv3d(previous, width, kernel_size=kernel_of(steps), stride=steps, padding=1)
             self.layers.append(nn.Sequential(spectral_norm(conv), nn.LeakyReLU(0.2)))
             previous = width
         self.logits = spectral_norm(nn.Conv3d(previous, 1, kernel_size=3, padding=1))

@@ -35,7 +35,7 @@ OFFSET_DEVIATION = 3.0
 # Share of the ring's mean in the offset; takes over deep inside of large lesions.
 MEAN_SHARE = 1e-3
 # What is called noise: the host less its blur by this, up to so many of its own deviations.
-GRAIN_DEVIATION, GRAIN_LIMIT = 1.0, 2.5
+GRAIN_DEVIATION, GRAIN_LIMIT = 1.0, 2.0
 
 
 def blend_weights(mask: Mask) -> Floats:
@@ -85,18 +85,30 @@ def smooth_offset(difference: Floats, ring: Mask) -> Floats:
     return offset
 
 
-def grain_of(image: Floats, where: Mask) -> Floats:
+def noise_of(image: Floats, where: Mask) -> float:
+    """Deviation of one channel's finest part in flat tissue.
+
+    Args:
+        image: One channel, :math:`(I, J, K)`.
+        where: Tissue; only the flatter half of it counts, as edges are no noise.
+    """
+    smooth = ndimage.gaussian_filter(image, GRAIN_DEVIATION, mode="nearest")
+    slope = sum(part**2 for part in np.gradient(smooth))
+    flat = where & (slope <= np.median(slope[where]))
+    return 1.4826 * float(np.median(np.abs((image - smooth)[flat])))
+
+
+def grain_of(image: Floats, noise: Sequence[float]) -> Floats:
     """The host's own noise: its finest part, without edges.
 
     Args:
         image: The host, :math:`(C, I, J, K)`.
-        where: Tissue from which to tell how strong noise is.
+        noise: Of each channel, from `noise_of`.
     """
     grain = np.empty_like(image)
-    for channel, values in zip(grain, image, strict=True):
+    for channel, values, deviation in zip(grain, image, noise, strict=True):
         fine = values - ndimage.gaussian_filter(values, GRAIN_DEVIATION, mode="nearest")
-        inside = fine[where] if where.any() else fine.ravel()
-        limit = GRAIN_LIMIT * 1.4826 * float(np.median(np.abs(inside)))
+        limit = GRAIN_LIMIT * deviation
         channel[:] = fine.clip(-limit, limit)
     return grain
 

@@ -1,11 +1,13 @@
 r"""The axes and voxel size that the weights know, laid over a host that keeps its own.
 
 Networks see a host with axes right, anterior, superior, at the voxel size of training. Along an
-axis of the right voxel size that is a transpose and a flip, and nothing is interpolated; along any
-other it is linear interpolation, widened to an average where voxels get larger:
+axis of the right voxel size that is a transpose and a flip, and nothing is interpolated. Along any
+other, a voxel of the result is linearly interpolated where it is the smaller one, and the average
+over what it covers where it is the larger one:
 
-.. math:: y_m = \frac{\sum_h w\big((m s + o - h) / \max(1, s)\big)\, x_h}{\sum_h w(\cdot)}, \qquad
-   w(t) = \max(0, 1 - |t|)
+.. math:: y_m = \frac{\sum_h w(m s + o - h)\, x_h}{\sum_h w(m s + o - h)}, \qquad
+   w(t) = \begin{cases} \max(0, 1 - |t|) & s < 1 \\
+   \big|[t - \tfrac s2, t + \tfrac s2] \cap [-\tfrac12, \tfrac12]\big| & s > 1 \end{cases}
 
 with :math:`s` source voxels per target voxel. The frame turns with the host: an oblique scan is not
 resampled for being oblique.
@@ -133,7 +135,7 @@ class Frame:
         for axis, (step, offset) in enumerate(zip(self.steps, self.offsets, strict=True)):
             if step != 1.0:
                 places = np.arange(self.shape[axis]) * step + offset
-                weights = _weights(places, self.host_shape[axis], max(1.0, step), extend=True)
+                weights = _weights(places, self.host_shape[axis], step, extend=True)
                 moved = _along(moved, weights, axis - 3)
         return np.ascontiguousarray(moved)
 
@@ -193,21 +195,37 @@ def _carry(
         kept = [slice(None)] * box.ndim
         kept[axis - 3] = slice(low - first, max(low, high) - first)
         return box[tuple(kept)], low
-    width = max(1.0, ratio)
-    low = int(np.ceil((first - width - shift) / ratio))
-    high = int(np.floor((first + count - 1 + width - shift) / ratio)) + 1
+    reach = _reach(ratio)
+    low = int(np.ceil((first - reach - shift) / ratio))
+    high = int(np.floor((first + count - 1 + reach - shift) / ratio)) + 1
     low = min(max(low, 0), limit)
     high = max(low, min(high, limit))
     places = np.arange(low, high) * ratio + shift - first
-    return _along(box, _weights(places, count, width, extend=False), axis - 3), low
+    return _along(box, _weights(places, count, ratio, extend=False), axis - 3), low
 
 
-def _weights(places: NDArray[np.floating[Any]], count: int, width: float, extend: bool) -> Floats:
-    """Share of each source voxel in each target voxel, ``(targets, sources)``."""
+def _reach(ratio: float) -> float:
+    """How far, in source voxels, a target voxel sees."""
+    return 1.0 if ratio < 1 else (ratio + 1) / 2
+
+
+def _weights(places: NDArray[np.floating[Any]], count: int, ratio: float, extend: bool) -> Floats:
+    """Share of each source voxel in each target voxel, ``(targets, sources)``.
+
+    Args:
+        places: Where target voxels lie, in source voxels.
+        count: Number of source voxels.
+        ratio: Source voxels per target voxel.
+        extend: Whether the outermost source voxels go on beyond the border; otherwise it is 0.
+    """
     beyond = max(-places.min(), places.max() - count + 1, 0.0) if len(places) else 0.0
-    pad = int(np.ceil(width + beyond)) + 1
-    sources = np.arange(-pad, count + pad)
-    shares = np.maximum(1 - np.abs(places[:, None] - sources) / width, 0)
+    pad = int(np.ceil(_reach(ratio) + beyond)) + 1
+    offsets = places[:, None] - np.arange(-pad, count + pad)
+    if ratio < 1:
+        shares = np.maximum(1 - np.abs(offsets), 0)
+    else:
+        edges = np.minimum(offsets + ratio / 2, 0.5) - np.maximum(offsets - ratio / 2, -0.5)
+        shares = np.maximum(edges, 0)
     shares /= shares.sum(1, keepdims=True)
     inner = shares[:, pad : pad + count].copy()
     if extend:

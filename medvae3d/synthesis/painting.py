@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
+from medvae3d.data.location import bounding_box
 from medvae3d.models.latent import Condition, LatentModel
 from medvae3d.networks.conditioning import LesionContext
 from medvae3d.numerics import standard_normal
@@ -88,7 +89,7 @@ def paint_lesions(
     mask = torch.from_numpy(new.astype(np.float32))[None, None]
     change = np.zeros((len(recipe.channels), *scan.host.grid.shape), np.float32)
     weight = np.zeros(scan.host.grid.shape, np.float32)
-    has_grain = bool(options.get("grain", True))
+    noise = _noise(scan) if options.get("grain", True) else None
     # Old lesions say nothing of what surrounds a new one, nor does what is not brain.
     allowed = scan.site.brain & ~(scan.site.taken | new)
     groups = group_boxes(clusters, texture.decoder.radius, shape)
@@ -104,13 +105,19 @@ def paint_lesions(
             difference = native[(slice(None), *within)] - host
             ring = blending.ring_around(new[box], gap, allowed[box])
             difference -= blending.smooth_offset(difference, ring)
-            if has_grain:
-                difference += blending.grain_of(host, allowed[box])
+            if noise is not None:
+                difference += blending.grain_of(host, noise)
             start = [side.start for side in box]
             added, there = frame.to_host(weights[box] * difference, start)
             change[(slice(None), *there)] += added
             weight[there] += frame.to_host(weights[box], start)[0]
     return change, weight
+
+
+def _noise(scan: Scan) -> list[float]:
+    box = bounding_box(scan.site.tissue)
+    tissue = scan.site.tissue[box]
+    return [blending.noise_of(channel[box], tissue) for channel in scan.image]
 
 
 def _native(made: Tensor, scan: Scan, recipe: Recipe) -> Floats:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     Slices = tuple[slice, slice, slice]
 
 AXES = ("right", "anterior", "superior")
+# Deviation in voxels by which a mask is smoothed before it is cut on voxels of another size.
+SOFTNESS = 0.6
 
 
 @dataclass(eq=False)
@@ -179,10 +181,8 @@ class Shapes:
             if why is not None:
                 site.refused[why] += 1
                 return "no place"
-        soft = 1 / (1 + np.exp(np.clip(cut.level - field_, -30, 30)))
-        soft *= ndimage.binary_dilation(cut.tidied.mask, np.ones((3, 3, 3)), 2)
         corner = [a - side.start for a, side in zip(start, box, strict=True)]
-        on_host = self._on_host(cut.tidied.mask, soft, corner, asked)
+        on_host = self._on_host(cut.tidied.mask, corner, asked)
         if isinstance(on_host, str):
             return on_host
         reached = int(on_host[0].sum()) * self.scan.host.grid.voxel_volume_ml
@@ -207,7 +207,7 @@ class Shapes:
             return np.asarray(head.field()[0, 0].float().cpu().numpy())
 
     def _on_host(
-        self, mask: Mask, soft: Floats, corner: Sequence[int], asked: float | None
+        self, mask: Mask, corner: Sequence[int], asked: float | None
     ) -> tuple[Mask, Slices] | str:
         """The mask on the host's own voxels, at its volume there, and its box; or why not."""
         frame = self.scan.frame
@@ -215,7 +215,9 @@ class Shapes:
             moved, box = frame.to_host(mask, corner)
             on_host = moved > 0.5
         else:
-            moved, box = frame.to_host(soft, corner)
+            # A little smooth, so that there is a level for every volume.
+            soft = ndimage.gaussian_filter(np.pad(mask, 2).astype(np.float32), SOFTNESS)
+            moved, box = frame.to_host(soft, [a - 2 for a in corner])
             if asked is None:
                 on_host = levels.mask_at_level(moved, 0.5).tidied.mask
             else:

@@ -36,8 +36,8 @@ class ExponentialMovingAverage:
             self.module.load_state_dict(self.network.state_dict())
         self.steps += 1
         decay = min(self.decay, self.steps / (self.steps + 10))
-        slow = [p for p in self.module.parameters() if p.is_floating_point()]
-        fast = [p for p in self.network.parameters() if p.is_floating_point()]
+        slow: list[torch.Tensor] = [p for p in self.module.parameters() if p.is_floating_point()]
+        fast: list[torch.Tensor] = [p for p in self.network.parameters() if p.is_floating_point()]
         torch._foreach_lerp_(slow, fast, 1 - decay)
         for mine, theirs in zip(self.module.buffers(), self.network.buffers(), strict=True):
             mine.copy_(theirs)

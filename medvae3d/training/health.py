@@ -21,12 +21,12 @@ ACTIVE_NATS = 0.05
 
 @dataclass(frozen=True)
 class LatentHealth:
-    """A summary over cases and elements of a latent.
+    r"""A summary over cases and elements of a latent.
 
     Attributes:
         kl: Divergence from the standard normal in nats, mean over cases.
         active_share: Share of elements that carry more than 0.05 nat.
-        mean_square: Mean over elements of :math:`\\mathbb E[\\mu^2 + \\sigma^2]`; 1 when the
+        mean_square: Mean over elements of :math:`\mathbb E[\mu^2 + \sigma^2]`; 1 when the
             aggregated posterior is as wide as the prior.
         worst_mean: Largest absolute mean of an element over cases.
         latent_scale: One over the standard deviation of the latent over cases and elements.

@@ -270,7 +270,7 @@ class BatchPreparation:
     def __call__(
         self, batch: Mapping[str, Any], device: torch.device | str, non_blocking: bool = False
     ) -> dict[str, Any]:
-        moved = {
+        moved: dict[str, Any] = {
             key: self(value, device, non_blocking) if isinstance(value, Mapping) else value
             for key, value in batch.items()
         }

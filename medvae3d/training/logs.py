@@ -98,7 +98,7 @@ class HistoryWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._write(rows, "w")
 
-    def _collect(self, engine: Engine) -> None:
+    def _collect(self, engine: Any) -> None:
         for name, value in engine.state.output.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
             self._counts[name] = self._counts.get(name, 0) + 1

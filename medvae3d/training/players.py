@@ -190,8 +190,15 @@ class ModelPlayer(Player):
         turn.log.update({f"{self.name}/{key}": float(value) for key, value in values.items()})
         turn.log[f"{self.name}/loss"] = float(loss.detach())
         if trace.flowed.num_gradients:
-            error = (trace.flowed.last_energy - trace.flowed.first_energy).abs().median()
-            turn.log[f"{self.name}/energy_error"] = float(error)
+            turn.log[f"{self.name}/energy_error"] = _energy_error(trace)
+
+
+def _energy_error(trace: Trace) -> float:
+    """What the integrator added to the energy, the median over a batch, in nats."""
+    first, last = trace.flowed.first_energy, trace.flowed.last_energy
+    if first is None or last is None:
+        return 0.0
+    return float((last - first).abs().median())
 
 
 class DiscriminatorPlayer(Player):

@@ -65,7 +65,7 @@ class LatentEvaluator(Evaluator):
         selects: Mapping[str, Select] | None = None,
         seed: int = 0,
         epoch_length: int | None = None,
-        postprocessing: Callable[..., Any] | None = None,
+        postprocessing: Any = None,
         val_handlers: Sequence[Any] | None = None,
     ) -> None:
         self.models = dict(models)
