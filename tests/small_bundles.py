@@ -69,6 +69,9 @@ def shrunk(content: dict[str, Any]) -> dict[str, Any]:
             "tensorboard": False,
             "device": "cpu",
         }
+        for handler in content["train"]["handlers"]:
+            if handler["_target_"].endswith("HistoryWriter"):
+                handler["every_steps"] = 6
         if "flow_start" in content:
             content["flow_start"] = 22
         for part in ("train#patches", "validate#dataloader#loaders#patches"):

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
+from ignite.handlers import EarlyStopping
 from ignite.metrics import Average
 from monai.engines import Evaluator
-from monai.handlers import EarlyStopHandler, stopping_fn_from_metric
+from monai.handlers import stopping_fn_from_metric
 from torch import Tensor
 
 from medvae3d.models.latent import Batch, LatentModel, Trace
@@ -136,8 +137,8 @@ class EarlyStop:
     """Ends a training when a metric of its validation has not grown for a while.
 
     MONAI's handler needs the trainer before there is one; this one is among the trainer's handlers
-    and attaches MONAI's to the evaluator. What happens at the end of a run, such as fitting a
-    prior, happens after an early end as well.
+    and attaches ignite's rule to the evaluator. What happens at the end of a run, such as fitting
+    a prior, happens after an early end as well.
 
     Args:
         evaluator: The evaluator of the validation.
@@ -153,4 +154,5 @@ class EarlyStop:
     def attach(self, engine: Engine) -> None:
         """Registers the rule with a trainer."""
         score = stopping_fn_from_metric(self.metric)
-        EarlyStopHandler(self.patience, score, trainer=engine).attach(self.evaluator)
+        rule = EarlyStopping(self.patience, score, engine)
+        self.evaluator.add_event_handler(Events.EPOCH_COMPLETED, rule)

@@ -52,6 +52,7 @@ def test_training_writes_flat_weights_and_curves(name: str, trained: Trained) ->
         assert "loss" in next(csv.reader(file))
 
 
+@pytest.mark.filterwarnings("ignore:parsing config_file")  # MONAI says so of any configuration
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", ["train", "inference"])
 def test_weights_load_from_any_folder(
@@ -138,7 +139,7 @@ def test_small_data_recipe_is_read_over_the_training(name: str, tmp_path: Path) 
     made = workflow(files)
     small = config(name, "small")
     assert made.parser["max_epochs"] == small["max_epochs"]
-    assert made.parser["_desc_"]["small"] and made.parser["_desc_"]["seed" if False else "what"]
+    assert {"small", "what"} <= set(made.parser["_desc_"])
 
 
 def test_native_units_of_the_training_set_are_remembered(trained: Trained) -> None:
@@ -175,17 +176,10 @@ def test_statistics_do_not_depend_on_the_process() -> None:
 # -- handlers -----------------------------------------------------------------------------------
 
 
-def trainer(losses: list[float]) -> Engine:
-    def step(engine: Engine, batch: float) -> dict[str, float]:
-        return {"loss": batch}
-
-    return Engine(step)
-
-
 def test_progress_tells_time_left_without_a_terminal(caplog: pytest.LogCaptureFixture) -> None:
     logging.disable(logging.NOTSET)
     clock = iter(range(0, 10_000, 10)).__next__
-    engine = trainer([])
+    engine = Engine(lambda engine, batch: {"loss": batch})
     ProgressLog(every_seconds=30, clock=lambda: float(clock())).attach(engine)
     with caplog.at_level(logging.INFO):
         engine.run([1.0, 2.0, 3.0, 4.0], max_epochs=2)
@@ -196,9 +190,7 @@ def test_progress_tells_time_left_without_a_terminal(caplog: pytest.LogCaptureFi
         "step 6 of 8 (75 %)",
         "step 8 of 8 (100 %)",
     ]
-    assert caplog.messages[-1] == "training ended at step 8 after 90 s" or any(
-        message.startswith("training ended at step 8") for message in caplog.messages
-    )
+    assert "training ended at step 8 after 2 min" in caplog.messages
 
 
 @pytest.mark.parametrize(
