@@ -7,6 +7,7 @@ its own data and weights is left behind, as it would be wrong here.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,9 @@ OF_ONE_TRAINING = (
     "changelog", "eval_metrics", "data_source", "data_licence", "data_license", "licence",
     "license", "authors", "copyright", "references", "cite",
 )  # fmt: skip
+
+
+DOI = re.compile(r"10\.\d{4,}/\S+")
 
 
 def read_run(folder: Path) -> dict[str, Any] | None:
@@ -110,7 +114,7 @@ def write_bundle(
         if path.name == "train.json":
             target.write_bytes(_pretty(settings))
         elif path.name == "metadata.json":
-            target.write_bytes(_pretty(_metadata(read_json(path), source.name, datalist)))
+            target.write_bytes(_pretty(_metadata(read_json(path), source, settings, datalist)))
         elif path.suffix == ".json" and moved:
             content = read_json(path)
             target.write_bytes(
@@ -126,29 +130,69 @@ def write_bundle(
     write_run(folder, run)
 
 
-def _metadata(metadata: Mapping[str, Any], source: str, datalist: DataList) -> dict[str, Any]:
+def _metadata(
+    metadata: Mapping[str, Any], source: Path, settings: Mapping[str, Any], datalist: DataList
+) -> dict[str, Any]:
     """The metadata of the shipped bundle, without what it says of its own training."""
     kept = {key: value for key, value in metadata.items() if key not in OF_ONE_TRAINING}
-    name = datalist.info.get("name") or (datalist.path.name if datalist.path else "a data list")
-    title = metadata.get("name", source)
+    title = metadata.get("name", source.name)
+    channels = [f"{each['name']} in {each.get('unit', '')}" for each in settings["channels"]]
+    labels = ", ".join(f"{value} {name}" for name, value in settings["labels"].items())
+    path = source / "docs" / "data_license.txt"
+    terms = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     return {
         **kept,
         "version": VERSION,
         "changelog": {VERSION: f"trained with medvae3d {__version__}"},
-        "name": f"{title} (trained on {name})",
+        "name": f"{title}, trained on {_name(datalist)}",
         "authors": "whoever trained it",
         "copyright": "whoever trained it",
-        "data_source": str(name),
+        "data_source": _name(datalist),
         "data_licence": [_terms(datalist)],
         "licence": "to be stated by whoever trained it; the terms of the data apply",
+        "image_classes": ", ".join(channels),
+        "label_classes": labels,
+        "pred_classes": labels,
         "eval_metrics": {},
-        "references": list(metadata.get("references", [])),
+        "references": [
+            # Those of the method stay, those of the data that it was shipped with do not.
+            text
+            for text in metadata.get("references", [])
+            if not any(doi.rstrip(".,;") in terms for doi in DOI.findall(text))
+        ],
+        "network_data_format": _data_format(metadata.get("network_data_format", {}), settings),
     }
+
+
+def _data_format(stated: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What goes into the network and comes out, with the channels, labels and sizes in use."""
+    channels, labels = settings["channels"], settings["labels"]
+    images = {str(number): each["name"] for number, each in enumerate(channels)}
+    masks = {str(value): name for name, value in labels.items()}
+    changed: dict[str, Any] = json.loads(json.dumps(stated))
+    for part, tensors in changed.items():
+        for name, tensor in tensors.items():
+            is_mask = name == "pred"
+            tensor["spatial_shape"] = list(settings["spatial_shape"])
+            tensor["channel_def"] = masks if is_mask else images
+            if not is_mask:
+                tensor["num_channels"] = len(channels)
+            elif part == "outputs":  # the field of the mask, then the image
+                tensor["num_channels"] = 1 + len(channels)
+            else:
+                tensor["value_range"] = [0, max(labels.values())]
+    return changed
+
+
+def _name(datalist: DataList) -> str:
+    """What the cases are called."""
+    named = datalist.info.get("name")
+    return str(named or (datalist.path.name if datalist.path else "a data list"))
 
 
 def _terms(datalist: DataList) -> str:
     """Terms of the data in a line, as the list states them."""
-    name = datalist.info.get("name") or (datalist.path.name if datalist.path else "data list")
+    name = _name(datalist)
     licence = datalist.info.get("licence") or datalist.info.get("license")
     if isinstance(licence, Mapping):
         parts = [str(licence[key]) for key in ("name", "url", "note") if licence.get(key)]
