@@ -224,7 +224,7 @@ def test_early_stop_and_tensorboard_work_in_a_bundle(
     name = JOINT[0]
     bundle = small_copy(name, tmp_path / name)
     changes = {"early_stop": 1, "tensorboard": True, "max_epochs": 6, "epoch_length": 2}
-    changes |= {"learning_rate": 0.0}
+    changes |= {"learning_rate": 0.0, "progress_seconds": 0.0}
     made = workflow(bundle / "configs" / "train.json", datalist=str(cases(name)), **changes)
     logging.disable(logging.NOTSET)
     with caplog.at_level(logging.INFO):

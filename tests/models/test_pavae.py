@@ -64,7 +64,7 @@ def trained():
         (model.shape, mask_objective(warm_up_steps=100), adamw(model.shape, 4e-3)),
         (
             model.texture,
-            texture_objective(warm_up_steps=100, free_nats=0.1),
+            texture_objective(warm_up_steps=300, free_nats=0.1),
             adamw(model.texture, 4e-3),
         ),
     ]
@@ -156,12 +156,17 @@ def test_without_its_mask_the_lesion_gets_lost(trained):
 @pytest.mark.slow
 @torch.no_grad()
 def test_neither_latent_has_collapsed(trained):
-    """At least a tenth of the elements carry more than 0.05 nat."""
+    """At least a tenth of the elements carry more than 0.05 nat.
+
+    The second stage is kept awake by free nats, which it may spend on a narrower posterior: the
+    width of its aggregate says nothing. That of the first, which has none, is the prior's.
+    """
     for part in (trained.model.shape, trained.model.texture):
         posterior = part.encode(trained.batch, part.condition(trained.batch))
-        health = latent_health([posterior])
-        assert health.active_share >= 0.1
-        assert 0.7 < health.mean_square < 1.3
+        assert latent_health([posterior]).active_share >= 0.1
+    shape = trained.model.shape
+    posterior = shape.encode(trained.batch, shape.condition(trained.batch))
+    assert 0.7 < latent_health([posterior]).mean_square < 1.3
 
 
 @pytest.mark.slow

@@ -1,0 +1,70 @@
+"""Training with two processes under ``torchrun``, with gloo on the CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from small_bundles import JOINT, NAMES, small_copy
+
+ROOT = Path(__file__).parents[2]
+STEPS = {"max_epochs": 4, "epoch_length": 10}
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+
+
+def launch(bundle: Path, datalist: Path, processes: int, **changes: object) -> str:
+    """Trains a bundle in processes of its own, as a user would; what they print."""
+    overlay = ["multi_gpu_train"] if processes > 1 else []
+    configs = [str(bundle / "configs" / f"{file}.json") for file in ["train", *overlay]]
+    torchrun = ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
+    command = [sys.executable, "-m", *(torchrun if processes > 1 else []), "monai.bundle", "run"]
+    command += ["--config_file", str(configs), "--bundle_root", str(bundle)]
+    command += ["--datalist", str(datalist), "--device", "cpu"]
+    for key, value in changes.items():
+        command += [f"--{key}", str(value)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, env=environment, cwd=bundle.parent, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def scores(bundle: Path) -> list[float]:
+    lines = (bundle / "eval" / "validation.jsonl").read_text().splitlines()
+    return [float(json.loads(line)["score"]) for line in lines]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_processes_train(name: str, cases: Callable[[str], Path], tmp_path: Path) -> None:
+    bundle = small_copy(name, tmp_path / name)
+    said = launch(bundle, cases(name), 2, max_epochs=2, epoch_length=3)
+    assert len(scores(bundle)) == 2, "one line a validation: only the first process writes"
+    assert said.count("training ended at step 6") == 1
+    state = torch.load(bundle / "models" / "model.pt", weights_only=True)
+    assert not any(key.startswith("module.") for key in state)
+    assert all(value.isfinite().all() for value in state.values() if value.is_floating_point())
+
+
+def test_two_processes_learn_what_one_learns_from_twice_the_batch(
+    cases: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Same cases in each step; noise and augmentation differ, so the way there differs a little."""
+    name = JOINT[0]
+    bundles = [small_copy(name, tmp_path / each / name) for each in ("one", "two")]
+    launch(bundles[0], cases(name), 1, batch_size=4, **STEPS)
+    launch(bundles[1], cases(name), 2, batch_size=2, **STEPS)
+    one, two = (scores(bundle) for bundle in bundles)
+    learned = one[-1] - one[0]
+    assert learned > 0
+    assert abs(two[-1] - one[-1]) < 0.2 * learned
+    states = [torch.load(b / "models" / "model.pt", weights_only=True) for b in bundles]
+    keys = [key for key in states[0] if key.startswith("statistics.")]
+    counts = [state["statistics.example_count"] for state in states]
+    assert keys and counts[0] > 0 and counts[1] > 0
