@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -89,7 +90,7 @@ def train(
     Example: medvae3d train sts_petct_hvae --datalist cases.json --out mine --recipe small
     """
     root = None if seed is None else parse_whole(seed, "--seed")
-    with notices().status("loading") if notices().is_terminal else _nothing():
+    with notices().status("loading") if notices().is_terminal else nullcontext():
         from medvae3d.apps.training import train as run
 
     def start(advance: Any) -> Any:
@@ -188,13 +189,3 @@ def demo(
         say(f"{part.cases} {cases} in {duration(part.seconds):>6}  {part.picture}  {part.what}")
     say(f"all in {duration(watch.seconds)}, in {out.resolve()}")
     say("Look at the pictures first; each case has its record in records/.")
-
-
-class _nothing:
-    """A context that does nothing."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *error: object) -> None:
-        return None

@@ -140,8 +140,14 @@ def trainable(tmp_path_factory):
         "version": "3.1.4",
         "changelog": {"3.1.4": "weights"},
         "data_source": "the shipped cases",
-        "references": ["A. Author, 2020"],
+        "references": ["Of the method, 2020", "Of the shipped cases, DOI 10.1234/cases.1"],
+        "network_data_format": {
+            "inputs": {"image": {"num_channels": 2, "spatial_shape": [48, 48, 48]}},
+            "outputs": {"pred": {"num_channels": 3, "spatial_shape": [48, 48, 48]}},
+        },
     }
+    (folder / "docs").mkdir()
+    (folder / "docs" / "data_license.txt").write_text("1. Cases: see DOI 10.1234/cases.1.\n")
     (folder / "configs" / "metadata.json").write_text(json.dumps(metadata))
     licence = "Weights: CC-BY-SA-4.0, from the shipped cases.\n\nApache License\nVersion 2.0\n"
     (folder / "LICENSE").write_text(licence)

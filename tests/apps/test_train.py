@@ -102,6 +102,24 @@ def test_the_card_tells_of_these_cases_and_not_of_the_shipped_ones(trained):
     metadata = json.loads((out / "configs" / "metadata.json").read_text())
     assert metadata["version"] in metadata["changelog"]
     assert metadata["data_source"] == "balls"
+    assert metadata["image_classes"] == "PET in SUV, CT in HU"
+    assert metadata["references"] == ["Of the method, 2020"]
+    assert metadata["network_data_format"] == {
+        "inputs": {
+            "image": {
+                "num_channels": 2,
+                "spatial_shape": [16, 16, 16],
+                "channel_def": {"0": "PET", "1": "CT"},
+            }
+        },
+        "outputs": {
+            "pred": {
+                "num_channels": 3,
+                "spatial_shape": [16, 16, 16],
+                "channel_def": {"0": "background", "1": "tumour"},
+            }
+        },
+    }
     licence = (out / "LICENSE").read_text()
     assert licence.startswith("Apache License")
 
