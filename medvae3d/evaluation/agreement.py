@@ -183,16 +183,32 @@ def agreement(
     shuffled = found_dice(
         segment, synthetic.with_masks_of(derangement(len(synthetic), seed)), labels
     )
-    ratio = float(made.mean() / truth.mean()) if float(truth.mean()) else None
+    alike = made[_like_volumes(synthetic, real)]
     return {
         "rows": {
             "real, unseen": {"dice": mean_interval(truth, seed)},
             "synthetic": {"dice": mean_interval(made, seed)},
             "synthetic, shuffled": {"dice": mean_interval(shuffled, seed)},
+            "synthetic, volumes as of the unseen": {"dice": mean_interval(alike, seed)},
         },
-        "ratio": ratio,
+        "ratio": _ratio(made, truth),
         "ratio_interval": _ratio_interval(made.numpy(), truth.numpy(), seed),
+        "ratio_at_volumes_of_the_unseen": _ratio(alike, truth),
     }
+
+
+def _ratio(made: Tensor, truth: Tensor) -> float | None:
+    return float(made.mean() / truth.mean()) if len(made) and float(truth.mean()) else None
+
+
+def _like_volumes(cases: Cases, others: Cases) -> Tensor:
+    """Which masks are neither smaller nor larger than all of the others, ``(N,)``.
+
+    Dice falls with the volume, and samples cover the volumes of the training set, which few unseen
+    cases do not.
+    """
+    volume, known = ((each.mask > 0).flatten(1).sum(1) for each in (cases, others))
+    return (volume >= known.min()) & (volume <= known.max())
 
 
 def derangement(count: int, seed: int = 0) -> list[int]:

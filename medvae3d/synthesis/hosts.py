@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     Slices = tuple[slice, slice, slice]
 
 PHANTOM_SHAPE = (96, 112, 96)
+# Share of the patch, along each axis, that a host must have. Decoders take any size, and crops a
+# little smaller than the patch were padded in training too; a slab of slices was not.
+LEAST_ROOM = 0.6
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,8 +129,10 @@ def read_host(
         known = read_mask(label, recipe.values, what="host label")
         first.grid.require_same(known.grid, this=str(paths[0]), that=str(label))
         there = known.array
-    inside = _brain(first, brain, recipe.channels[0])
-    if not (inside & (first.array > 0)).any() and recipe.channels[0].intensity.kind == "percentile":
+    lead = anatomy_channel(recipe)
+    is_mr = recipe.channels[lead].intensity.kind == "percentile"
+    inside = _brain(volumes[lead], brain, is_mr)
+    if is_mr and not (inside & (volumes[lead].array > 0)).any():
         raise LabelError(
             f"{brain or paths[0]}: the brain mask meets no voxel of the image above 0. Give the "
             f"brain mask of this very scan."
@@ -171,18 +176,19 @@ def _phantom_volume(image: Floats, grid: Grid, channel: Channel, index: int) -> 
 
 
 def require_room(grid: Grid, recipe: Recipe, *, name: str) -> None:
-    """Refuses a scan that is smaller than the volume that a lesion is made in.
+    """Refuses a scan that is much smaller than the volume that a lesion is made in.
 
     Raises:
         GridError: If it is.
     """
-    frame = Frame.of(grid, recipe.spacing)
-    if any(n < wanted for n, wanted in zip(frame.shape, recipe.spatial_shape, strict=True)):
-        have, need = ("{} x {} x {}".format(*s) for s in (frame.shape, recipe.spatial_shape))
+    have, need = Frame.of(grid, recipe.spacing).shape, recipe.spatial_shape
+    if any(n < LEAST_ROOM * wanted for n, wanted in zip(have, need, strict=True)):
         mm = " x ".join(f"{s:g}" for s in recipe.spacing)
         raise GridError(
-            f"{name} is {have} voxels of {mm} mm (right, anterior, superior); these weights need "
-            f"{need} or more. Give a scan of the whole organ, not a slice or a crop."
+            f"{name} is {' x '.join(map(str, have))} voxels of {mm} mm (right, anterior, "
+            f"superior); these weights need {' x '.join(map(str, need))} or more, of which an axis "
+            f"may lack {100 * (1 - LEAST_ROOM):.0f} %. Give a scan of the whole organ, not a slice "
+            f"or a small crop."
         )
 
 
@@ -207,7 +213,13 @@ def require_modality(volume: Volume, channel: Channel) -> None:
         raise IntensityError(f"{what}: {error}") from error
 
 
-def _brain(first: Volume, path: str | PathLike[str] | None, channel: Channel) -> Mask:
+def anatomy_channel(recipe: Recipe) -> int:
+    """The channel in which a body is told from air: MR, or else CT, or else the first."""
+    kinds = [channel.intensity.kind for channel in recipe.channels]
+    return next((kinds.index(kind) for kind in ("percentile", "window") if kind in kinds), 0)
+
+
+def _brain(first: Volume, path: str | PathLike[str] | None, is_mr: bool) -> Mask:
     if path is not None:
         given = read_mask(path, what="brain mask")
         first.grid.require_same(given.grid, this=str(first.path), that=str(path))
@@ -220,7 +232,7 @@ def _brain(first: Volume, path: str | PathLike[str] | None, channel: Channel) ->
     image = axes.reorient(first.array)
     spacing = axes.host_spacing
     # Only MR of a head has a skull to leave out; CT and PET are taken as whole bodies.
-    inside = find_brain(image, spacing, has_skull=channel.intensity.kind == "percentile")
+    inside = find_brain(image, spacing, has_skull=is_mr)
     return np.ascontiguousarray(axes.restore(inside))
 
 
@@ -265,8 +277,9 @@ class Scan:
                 f"{host.name} has no brain at the voxel size of the weights. Give a brain mask."
             )
         location_map = model.statistics.location_map
-        is_mr = recipe.channels[0].intensity.kind == "percentile"
-        site = Site.of(image[0], brain, taken, location_map, finds_tissue=is_mr)
+        lead = anatomy_channel(recipe)
+        is_mr = recipe.channels[lead].intensity.kind == "percentile"
+        site = Site.of(image[lead], brain, taken, location_map, finds_tissue=is_mr)
         site.keep_apart = not allow_overlap
         tensor = torch.from_numpy(image)
         inside = torch.from_numpy(brain)

@@ -30,7 +30,7 @@ from medvae3d.synthesis.blending import REACH, border_of, gradient_at
 from medvae3d.synthesis.generator import Sample
 from medvae3d.synthesis.hosts import HostScan, Scan
 from medvae3d.synthesis.makers import exact_float32
-from medvae3d.synthesis.painting import paint_lesions
+from medvae3d.synthesis.painting import grown, paint_lesions
 from medvae3d.synthesis.recipe import Recipe
 from medvae3d.synthesis.records import describe_channels, describe_grid
 from medvae3d.synthesis.shapes import Lesion, Shapes, lesions_of_mask
@@ -288,7 +288,7 @@ def _seam(host: HostScan, recipe: Recipe, image: Floats, zone: Mask) -> dict[str
 
     Their 99th percentiles: a visible join would stand out of what the brain has anyway.
     """
-    box = _grown(bounding_box(zone), 1, zone.shape)
+    box = grown(bounding_box(zone), 1, zone.shape)
     border = np.argwhere(border_of(zone[box])) + [side.start for side in box]
     tissue = np.flatnonzero(host.brain)
     tissue = tissue[:: max(1, len(tissue) // SEAM_VOXELS)]
@@ -303,13 +303,6 @@ def _seam(host: HostScan, recipe: Recipe, image: Floats, zone: Mask) -> dict[str
         }
         seam[channel.name] = {key: float(np.percentile(v, 99)) for key, v in found.items()}
     return seam
-
-
-def _grown(box: tuple[slice, ...], voxels: int, shape: Sequence[int]) -> tuple[slice, ...]:
-    return tuple(
-        slice(max(0, s.start - voxels), min(n, s.stop + voxels))
-        for s, n in zip(box, shape, strict=True)
-    )
 
 
 def _describe(

@@ -76,7 +76,7 @@ def paint_lesions(
         new[_box(lesion.start, lesion.mask.shape)] |= lesion.mask
         around, box = _blend(lesion, shape)
         weights[box] = np.maximum(weights[box], around)
-        boxes.append(_grown(_box(lesion.start, lesion.mask.shape), margin, shape))
+        boxes.append(grown(_box(lesion.start, lesion.mask.shape), margin, shape))
     if scan.is_extracted:
         # The network never saw a skull; it is the host's business.
         weights *= scan.site.brain | new
@@ -99,9 +99,7 @@ def paint_lesions(
             if not _overlap(box, group):
                 continue
             host = scan.image[(slice(None), *box)]
-            within = [
-                slice(s.start - g.start, s.stop - g.start) for s, g in zip(box, group, strict=True)
-            ]
+            within = _relative(box, group)
             difference = native[(slice(None), *within)] - host
             ring = blending.ring_around(new[box], gap, allowed[box])
             difference -= blending.smooth_offset(difference, ring)
@@ -132,7 +130,7 @@ def _native(made: Tensor, scan: Scan, recipe: Recipe) -> Floats:
 def _blend(lesion: Lesion, shape: Sequence[int]) -> tuple[Floats, Slices]:
     """Blending weights of a lesion, and the box of the frame that they fill."""
     whole = _box(lesion.start, lesion.mask.shape)
-    box = _grown(whole, blending.REACH, shape)
+    box = grown(whole, blending.REACH, shape)
     pads = [(s.start - b.start, b.stop - s.stop) for s, b in zip(whole, box, strict=True)]
     return blending.blend_weights(np.pad(lesion.mask, pads)), box
 
@@ -142,7 +140,8 @@ def _box(start: Sequence[int], shape: Sequence[int]) -> Slices:
     return i, j, k
 
 
-def _grown(box: Slices, voxels: int, shape: Sequence[int]) -> Slices:
+def grown(box: Sequence[slice], voxels: int, shape: Sequence[int]) -> Slices:
+    """A box with so many voxels more on each side, within a volume."""
     i, j, k = (
         slice(max(0, side.start - voxels), min(n, side.stop + voxels))
         for side, n in zip(box, shape, strict=True)
@@ -258,10 +257,10 @@ def _maps(
     maps[:, -1] = 1
     border = [max(side.stop, n) for side, n in zip(window, image.shape[2:], strict=True)]
     for lesion in lesions:
-        near = _common(_grown(lesion, context.radius, border), window)
+        near = _common(grown(lesion, context.radius, border), window)
         if near is None:
             continue
-        wide = _grown(near, context.radius, border)
+        wide = grown(near, context.radius, border)
         told = context(_padded_crop(mask, wide, 0.0), _padded_crop(image, wide, -1.0))
         inner = [
             slice(n.start - w.start, n.stop - w.start) for n, w in zip(near, wide, strict=True)

@@ -92,6 +92,22 @@ def test_an_image_that_shows_something_else_lowers_the_ratio():
     assert agreement(bright, real, other)["ratio"] < 0.9
 
 
+def test_samples_larger_than_all_unseen_cases_are_told_apart():
+    """A segmenter that misses what is large lowers the ratio, not that at like volumes."""
+    real = ball_cases(6, noise=0)
+    made = ball_cases(12, seed=1, noise=0)
+    huge = torch.zeros_like(made.mask[:4])
+    huge[..., 1:-1, 1:-1, 1:-1] = 1
+    both = replace(
+        made,
+        image=torch.cat([made.image[:8], -torch.ones_like(huge)]),
+        mask=torch.cat([made.mask[:8], huge]),
+    )
+    found = agreement(bright, real, both)
+    assert found["ratio"] == pytest.approx(8 / 12)
+    assert found["ratio_at_volumes_of_the_unseen"] == 1
+
+
 def test_voxels_that_were_not_observed_do_not_count():
     real = ball_cases(4, noise=0)
     half = torch.ones_like(real.valid)

@@ -166,10 +166,10 @@ def test_unknown_label_values_are_refused(
         read_host([files["flair"]], tmp_path / "label.nii", recipe())
 
 
-def test_a_scan_smaller_than_the_patch_is_refused(case: PhantomCase, tmp_path: Path) -> None:
-    grid = case.grid.crop((0, 0, 20), (40, 44, 12))
-    write_volume(tmp_path / "slab.nii", case.image[0][:, :, 20:32], grid)
-    with pytest.raises(GridError, match="40 x 44 x 12 voxels .* need 16 x 16 x 16"):
+def test_a_scan_too_small_for_the_patch_is_refused(case: PhantomCase, tmp_path: Path) -> None:
+    grid = case.grid.crop((0, 0, 20), (40, 44, 9))
+    write_volume(tmp_path / "slab.nii", case.image[0][:, :, 20:29], grid)
+    with pytest.raises(GridError, match="40 x 44 x 9 voxels .* need 16 x 16 x 16 or more"):
         read_host([tmp_path / "slab.nii"], None, recipe())
 
 
