@@ -276,11 +276,11 @@ def test_a_second_host_is_looked_at_before_the_first_is_used(refused, bundles, s
 
 def test_a_host_smaller_than_what_a_lesion_is_made_in(refused, bundles, scan, tmp_path):
     rng = np.random.default_rng(0)
-    pet = stored(tmp_path / "pet.nii.gz", rng.random((8, 8, 8), np.float32))
-    ct = stored(tmp_path / "ct.nii.gz", 90 * rng.random((8, 8, 8), np.float32))
+    pet = stored(tmp_path / "pet.nii.gz", rng.random((6, 6, 6), np.float32))
+    ct = stored(tmp_path / "ct.nii.gz", 90 * rng.random((6, 6, 6), np.float32))
     words = generate(bundles / "stages", "--out", tmp_path / "out", *hosts(scan, pet, ct))
     error = refused(*words, out=tmp_path)
-    assert "8 x 8 x 8" in error
+    assert "6 x 6 x 6" in error
     assert "need 16 x 16 x 16 or more" in error
 
 

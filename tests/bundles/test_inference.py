@@ -252,8 +252,8 @@ def test_host_that_cannot_hold_a_lesion_is_refused() -> None:
     keys = ("channels", "labels", "spacing", "spatial_shape", "synthesis")
     recipe = {key: content[key] for key in keys}
     made = Recipe.from_config(recipe)
-    small = Grid.centred((20, 40, 40), (1.0, 1.0, 1.0))
-    with pytest.raises(GridError, match="20 x 40 x 40"):
+    small = Grid.centred((10, 40, 40), (1.0, 1.0, 1.0))
+    with pytest.raises(GridError, match="10 x 40 x 40"):
         host_scan(np.random.default_rng(0).random((1, *small.shape), np.float32), small, made)
     large = Grid.centred((40, 40, 40), (1.0, 1.0, 1.0))
     with pytest.raises(SettingError, match="2 channels; these weights need 1: FLAIR"):

@@ -12,6 +12,7 @@ import torch
 from scipy import ndimage
 from torch import nn
 
+import medvae3d
 from medvae3d.data.phantom import phantom_case
 from medvae3d.data.volumes import read_mask, read_volume, write_volume
 from medvae3d.errors import (
@@ -504,3 +505,27 @@ def test_there_is_no_seam(seed: int) -> None:
     assert np.abs(after - before).max() < 0.5 * high
     seam = made.record["checks"]["seam"]["FLAIR"]
     assert seam["after"] < 1.05 * max(seam["before"], seam["tissue"])
+
+
+@pytest.mark.slow
+@pytest.mark.integration
+def test_released_weights_put_bright_lesions_into_a_real_scan(
+    shared_data: Path, tmp_path: Path
+) -> None:
+    bundle = medvae3d.load_bundle("brain_mri_ms_pavae")
+    folder = shared_data / "open_ms"
+    flair = folder / "images" / "patient07_flair.nii.gz"
+    label = folder / "labels" / "patient07_lesion.nii.gz"
+    host = read_host([flair], label, bundle.recipe)
+    brain = read_mask(folder / "brainmasks" / "patient07_brain.nii.gz").array > 0
+    assert 2 * (host.brain & brain).sum() / (host.brain.sum() + brain.sum()) > 0.97
+    made = insert_lesions(host, bundle.network, bundle.recipe, seed=1, lesions=(10, 10))
+    made.write_image(0, tmp_path / "made.nii.gz")
+    before, after = voxels(flair), voxels(tmp_path / "made.nii.gz")
+    np.testing.assert_array_equal(after[~made.zone], before[~made.zone])
+    assert nib.load(tmp_path / "made.nii.gz").header == nib.load(flair).header
+    contrast = [each["contrast"]["FLAIR"] for each in made.lesions]
+    assert np.mean([c["after"] - c["before"] for c in contrast]) > 15
+    assert sum(made.record["rejected"].values()) <= 2
+    seam = made.record["checks"]["seam"]["FLAIR"]
+    assert seam["after"] < max(seam["tissue"], 1.05 * seam["before"])
