@@ -1,8 +1,9 @@
 r"""Whether a sample is a copy of a training case.
 
-The distance of two images is the root of their mean squared difference on :math:`(x + 1) / 2`, that
-of two masks one minus their Dice, each the smallest over the eight combinations of flips. How near
-real cases lie to each other says how near is too near:
+The distance of two images is the root of their mean squared difference on :math:`(x + 1) / 2`, over
+the voxels that were observed in both, that of two masks one minus their Dice, each the smallest
+over the eight combinations of flips. How near real cases lie to each other says how near is too
+near:
 
 .. math:: d(a) = \min_{b, f} \| a - f(b) \|, \qquad \text{share} = P\big[d(s) < q_{1\%}(d(r))\big]
 
@@ -34,24 +35,31 @@ def nearest(cases: Cases, train: Cases, *, same: bool = False) -> dict[str, Tens
         same: Whether both are the same set: then a case is not compared with itself, flipped or
             not.
     """
-    known = unit(train.image).flatten(1)
-    size = known.shape[1]
-    power = known.double().square().sum(1)
-    masks = (train.mask > 0).flatten(1).float()
-    sums = masks.sum(1)
     image = torch.full((len(cases),), torch.inf, dtype=torch.float64)
     mask = image.clone()
+    known, seen = _observed(train)
+    masks = (train.mask > 0).flatten(1).float()
     for axes in FLIPS:
-        x = unit(cases.image.flip(axes)).flatten(1)
-        squared = x.double().square().sum(1)[:, None] + power - 2 * (x @ known.T).double()
+        x, valid = _observed(cases, axes)
+        # The sum over voxels observed in both of (x - y)^2, taken apart into products of matrices.
+        squared = x.square() @ seen.T + valid @ known.square().T - 2 * (x @ known.T)
+        count = valid @ seen.T
+        apart = torch.where(count > 0, squared.clamp_min(0) / count, torch.inf).double().sqrt()
         m = (cases.mask > 0).flip(axes).flatten(1).float()
-        overlap = 1 - 2 * (m @ masks.T) / (m.sum(1)[:, None] + sums).clamp_min(1)
+        both = m.sum(1)[:, None] + masks.sum(1)
+        overlap = 1 - 2 * (m @ masks.T).double() / both.clamp_min(1)
         if same:
-            squared.fill_diagonal_(torch.inf)
+            apart.fill_diagonal_(torch.inf)
             overlap.fill_diagonal_(torch.inf)
-        image = torch.minimum(image, (squared.clamp_min(0) / size).sqrt().amin(1))
-        mask = torch.minimum(mask, overlap.double().amin(1))
+        image = torch.minimum(image, apart.amin(1))
+        mask = torch.minimum(mask, overlap.amin(1))
     return {"image": image, "mask": mask}
+
+
+def _observed(cases: Cases, flips: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
+    """Images, 0 where not observed, and where they were, ``(N, D)`` each."""
+    valid = (cases.valid > 0).float().flip(flips).expand_as(cases.image)
+    return (unit(cases.image.flip(flips)) * valid).flatten(1), valid.flatten(1)
 
 
 def copy_check(made: Cases, train: Cases, unseen: Cases | None = None) -> dict[str, Any]:

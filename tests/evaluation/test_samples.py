@@ -169,6 +169,15 @@ def test_distances_are_root_mean_squares_and_dice():
     assert (nearest(train, train, same=True)["image"] > 0.1).all()
 
 
+def test_what_was_not_observed_keeps_no_copy_apart():
+    train = texture_cases(3, 0)
+    half = torch.ones_like(train.valid)
+    half[..., 8:] = 0
+    padded = replace(train, image=torch.where(half > 0, train.image, -1.0), valid=half)
+    assert nearest(train, padded)["image"].numpy() == pytest.approx(0, abs=1e-3)
+    assert nearest(padded, train)["image"].numpy() == pytest.approx(0, abs=1e-3)
+
+
 def test_one_training_case_says_nothing_of_copies():
     assert "rows" not in copy_check(texture_cases(2, 1), texture_cases(1, 0))
 
