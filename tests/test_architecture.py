@@ -24,6 +24,7 @@ FLOORS = [
     {"models"},
     {"objectives"},
     {"training", "synthesis", "evaluation"},
+    {"studies"},
     {"apps"},
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}

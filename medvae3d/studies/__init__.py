@@ -1,0 +1,1 @@
+"""Studies: whether a segmenter or classifier gets better on real, unseen cases."""
