@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from medvae3d.errors import SettingError
 from medvae3d.flows.hamiltonian import Flowed, Identity
+from medvae3d.models.grain import Grain
 from medvae3d.models.statistics import TrainingStatistics
 from medvae3d.networks.autoencoders import Decoder, Encoder
 from medvae3d.networks.conditioning import AttributeEmbedding, LesionContext
@@ -85,6 +86,7 @@ class LatentModel(nn.Module):
         flow_autocast: Whether convolutions inside the potential may run in reduced precision;
             densities, momenta and positions stay in float32 either way.
         statistics: What is remembered of the training set.
+        grain: What the decoder leaves out of an image, if it is to be drawn.
     """
 
     latent_scale: Tensor
@@ -107,6 +109,7 @@ class LatentModel(nn.Module):
         mask_dropout: float = 0.0,
         flow_autocast: bool = False,
         statistics: TrainingStatistics | None = None,
+        grain: Grain | None = None,
     ) -> None:
         super().__init__()
         self.statistics = statistics if statistics is not None else TrainingStatistics()
@@ -125,6 +128,7 @@ class LatentModel(nn.Module):
         self.context = context
         self.mask_dropout = mask_dropout
         self.flow_autocast = flow_autocast
+        self.grain = grain
         self.register_buffer("latent_scale", torch.ones(()))
         self._start_gently()
 

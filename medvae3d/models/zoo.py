@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from medvae3d.flows.hamiltonian import HamiltonianFlow
+from medvae3d.models.grain import Grain
 from medvae3d.models.latent import LatentModel
 from medvae3d.models.statistics import TrainingStatistics
 from medvae3d.models.two_stage import TwoStageModel
@@ -56,6 +57,7 @@ def latent_model(
     mask_dropout: float = 0.0,
     dropout: float = 0.0,
     checkpointing: bool = False,
+    grain_width: int = 0,
     statistics: TrainingStatistics | None = None,
 ) -> LatentModel:
     """Builds a latent model from sizes; the other functions of this module only choose them.
@@ -83,6 +85,7 @@ def latent_model(
         mask_dropout: See `LatentModel`.
         dropout: Share of channels dropped in residual blocks while training.
         checkpointing: See `Decoder`.
+        grain_width: Voxels of the kernel of the grain; 0 for none. See `Grain`.
         statistics: What is remembered of the training set; made here by default.
     """
     steps = total_stride(all_strides(channels, strides))
@@ -140,6 +143,7 @@ def latent_model(
         statistics=(
             statistics if statistics is not None else TrainingStatistics(attributes, image_channels)
         ),
+        grain=Grain(image_channels, grain_width) if grain_width else None,
     )
 
 

@@ -180,6 +180,15 @@ class Maker:
         attributes = None if told is None or model.embedding is None else filled(told, size)
         return model.decode(filled(z.to(self.device), size), Condition(attributes))
 
+    def with_grain(self, model: LatentModel, image: Tensor, draft: Draft) -> Tensor:
+        """A decoded image with what the decoder left out, where that is known and wanted."""
+        grain = model.grain
+        share = self.settings.temperature
+        wanted = bool(self.recipe.synthesis.options.get("grain", True))
+        if grain is None or not grain.is_fitted or not share or not wanted:
+            return image
+        return image + share * grain.draw(image, draft.generator)
+
     def _attributes(self, drafts: Sequence[Draft]) -> Tensor | None:
         rows = [draft.told.attributes for draft in drafts]
         known = [row for row in rows if row is not None]
@@ -290,7 +299,7 @@ class JointMaker(Maker):
             images = heads["image"].mode().float()
         for row, draft in enumerate(drafts):
             self.cut(draft, logits[row])
-            draft.image = images[row]
+            draft.image = self.with_grain(self.network, images[row], draft)
 
 
 class TwoStageMaker(Maker):
@@ -354,7 +363,7 @@ class TwoStageMaker(Maker):
             z = self._texture_latents(model, generators)
             images = model.decode(filled(z.to(self.device), size), condition)["image"].mode()
         for row, draft in enumerate(drafts):
-            draft.image = images[row].float()
+            draft.image = self.with_grain(model, images[row].float(), draft)
 
     def _texture_latents(self, model: LatentModel, generators: Sequence[torch.Generator]) -> Tensor:
         bottom = [n // s for n, s in zip(self.grid.shape, model.decoder.stride, strict=True)]

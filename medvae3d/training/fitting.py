@@ -13,7 +13,7 @@ from medvae3d.data.transforms import PARAMS_KEY
 from medvae3d.models.latent import LatentModel
 from medvae3d.models.statistics import TrainingStatistics
 from medvae3d.seeding import derive_seed
-from medvae3d.training.loading import BatchPreparation, StepLoader
+from medvae3d.training.loading import BatchPreparation, CaseLoader, StepLoader
 
 
 class StatisticsFitter:
@@ -219,3 +219,48 @@ class PriorFitter:
             if model.sampling_prior is not None:
                 told = torch.cat(attributes[name]) if attributes[name] else None
                 model.sampling_prior.fit(z * model.latent_scale.cpu(), told, seed=self.seed)
+
+
+class GrainFitter:
+    """Fits the grain of models: what rebuilding leaves of the training images, not augmented.
+
+    Args:
+        models: Models with a ``grain``; others are left as they are.
+        dataset: Prepared training cases.
+        preparation: As in training.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, LatentModel],
+        dataset: Sequence[Mapping[str, Any]],
+        preparation: BatchPreparation,
+    ) -> None:
+        self.models = dict(models)
+        self.dataset = dataset
+        self.preparation = preparation
+
+    def attach(self, engine: Engine) -> None:
+        """Registers the fit with a trainer, at the end of the run."""
+        engine.add_event_handler(Events.COMPLETED, self.fit)
+
+    @torch.no_grad()
+    def fit(self, engine: Engine | None = None) -> None:
+        """Rebuilds the cases from the means of their posteriors, and fits what is left."""
+        for model in self.models.values():
+            if model.grain is None:
+                continue
+            model.eval()
+            device = next(model.parameters()).device
+            parts: list[tuple[torch.Tensor, ...]] = []
+            for each in CaseLoader(self.dataset, 2):
+                batch = self.preparation(each, device)
+                condition = model.condition(batch)
+                heads = model.decode(model.encode(batch, condition).mean, condition)
+                image = batch["image"]
+                valid = batch.get("valid")
+                seen = torch.ones_like(image[:, :1]) if valid is None else valid[:, :1]
+                seen = seen.expand_as(image[:, :1])
+                parts.append((heads["image"].mode().float().cpu(), image.cpu(), seen.cpu()))
+            made, real, seen = (torch.cat(each) for each in zip(*parts, strict=True))
+            model.grain.fit(made, real, seen)

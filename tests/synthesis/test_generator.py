@@ -21,6 +21,7 @@ from medvae3d.errors import (
     SettingError,
 )
 from medvae3d.geometry import Grid
+from medvae3d.models.grain import Grain
 from medvae3d.probability.likelihoods import BernoulliMask
 from medvae3d.synthesis.generator import Request, generate
 from medvae3d.synthesis.levels import allowed_error
@@ -45,6 +46,43 @@ def test_a_sample_depends_on_seed_and_index_alone(network):
     part = samples(network, 7, seed=5, start=3)
     assert same(alone[0], whole[9])
     assert all(same(a, b) for a, b in zip(part, whole[3:10], strict=True))
+
+
+def grained(network):
+    """The taught network with a grain that cannot be overlooked."""
+    model = tiny.taught(network)
+    part = model.texture if hasattr(model, "texture") else model
+    part.grain = Grain(model.image_channels, 3)
+    part.grain.deviation.fill_(0.2)
+    return model
+
+
+@pytest.mark.parametrize("network", KINDS)
+def test_grain_of_a_sample_depends_on_seed_and_index_alone(network):
+    recipe, model = tiny.recipe(network), grained(network)
+    whole = list(generate(model, recipe, Request(5, 3)))
+    (alone,) = generate(model, recipe, Request(1, 3, start=4))
+    assert same(alone, whole[4])
+
+
+@pytest.mark.parametrize("network", KINDS)
+def test_grain_changes_images_and_leaves_masks(network):
+    recipe, model = tiny.recipe(network), grained(network)
+    plain = replace(recipe, synthesis=replace(recipe.synthesis, options={"grain": False}))
+    for with_it, without in zip(
+        generate(model, recipe, Request(3, 3)), generate(model, plain, Request(3, 3)), strict=True
+    ):
+        assert torch.equal(with_it.label, without.label)
+        assert not torch.equal(with_it.image, without.image)
+
+
+def test_nothing_is_drawn_at_temperature_zero():
+    recipe, model = tiny.recipe(tiny.JOINT), grained(tiny.JOINT)
+    grainy, smooth = (
+        next(iter(generate(each, recipe, Request(1, 3, temperature=0.0))))
+        for each in (model, tiny.taught(tiny.JOINT))
+    )
+    assert torch.equal(grainy.image, smooth.image)
 
 
 @pytest.mark.parametrize("network", KINDS)
