@@ -56,7 +56,7 @@ class Measure:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; what is not finite becomes ``None``."""
-        found = {
+        found: dict[str, Any] = {
             "value": _finite(self.value),
             "low": _finite(self.low),
             "high": _finite(self.high),

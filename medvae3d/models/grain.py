@@ -8,7 +8,7 @@ voxels, and stronger in some tissues than in others. The grain draws it,
 
 with the deviation :math:`s`, a function of the decoded intensity, and the kernel :math:`k`. Both
 are learned for each channel from what is left of training images after they were rebuilt, in the
-calmest third of the voxels of each intensity: elsewhere it is edges that the decoder has missed.
+calmest part of the voxels of each intensity: elsewhere it is edges that the decoder has missed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LEAST_VOXELS = 500
 # Voxels along each axis over which errors are called slow.
 WINDOW = 5
 # Share of the voxels of an intensity that the deviation is taken from.
-CALM = 0.35
+CALM = 0.15
 # From the median of absolute values to the standard deviation of a normal. A median, as the few
 # voxels where an edge or a vessel was missed are several times as far off as noise is.
 SPREAD = 1.4826
@@ -102,12 +102,14 @@ class Grain(nn.Module):
         made = made.clamp(-1, 1)
         real = torch.where(seen > 0, real, made)
         # Slow errors are of anatomy, not of grain, and so is what is left at edges of the image.
-        left = real - made
-        left = left - _local_mean(left)
+        left = _fast(real - made)
+        # An error of the decoder is not of the scan: nowhere more than the scan has itself.
+        own = _fast(real)
         rough = (_local_mean(real.square()) - _local_mean(real).square()).clamp_min(0)
         for channel in range(real.shape[1]):
-            self.deviation[channel] = _deviation(
-                made[:, channel], left[:, channel], rough[:, channel], seen[:, 0] > 0
+            kept = (made[:, channel], rough[:, channel], seen[:, 0] > 0)
+            self.deviation[channel] = torch.minimum(
+                _deviation(left[:, channel], *kept), _deviation(own[:, channel], *kept)
             )
         spread = torch.stack([self.scale(image) for image in made])
         # Where next to nothing is left, as in air, a quotient would be of rounding errors.
@@ -130,8 +132,12 @@ def _quantile(x: Tensor) -> Tensor:
     return x.sort().values[int(CALM * (len(x) - 1))]
 
 
-def _deviation(made: Tensor, left: Tensor, rough: Tensor, seen: Tensor) -> Tensor:
-    """Deviation of what is left by intensity, in the calmest voxels of each, ``(BINS,)``."""
+def _fast(x: Tensor) -> Tensor:
+    return x - _local_mean(x)
+
+
+def _deviation(left: Tensor, made: Tensor, rough: Tensor, seen: Tensor) -> Tensor:
+    """Deviation by decoded intensity, in the calmest voxels of each, ``(BINS,)``."""
     bins = ((made + 1) / 2 * (BINS - 1)).round().long()[seen]
     sizes, unrest = left.abs()[seen], rough[seen]
     counts = torch.bincount(bins, minlength=BINS)
