@@ -249,6 +249,8 @@ def _circumstances(datalist: DataList) -> dict[str, Any]:
     return {
         "datalist": Path(str(datalist.path)).name,
         "cases": {split: len(datalist.split(split)) for split in SPLITS},
+        # A study asks whether the generator has seen what it is judged on.
+        "training_cases": [case.name for case in datalist.split("training")],
         "versions": {
             "medvae3d": __version__,
             "python": platform.python_version(),

@@ -1,0 +1,250 @@
+"""Cells of a study: each is trained once, kept in its own file, and never done again.
+
+A cell is one arm with a number of real cases, a ratio and a seed. Its result is written whole or
+not at all, so that a study that was stopped goes on where it was. What a study says at the end is
+read from these files alone; it does not matter in which order, process or run they were made.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medvae3d.data.volumes import write_bytes
+from medvae3d.errors import OutputError, SettingError
+
+SETTINGS_FILE = "settings.json"
+# Columns that differ between two runs of the same study.
+TIMES = ("seconds",)
+
+Work = Callable[["Cell"], Mapping[str, Any]]
+"""A cell to its result: plain values, among them ``scores`` by subject and measure."""
+
+Report = Callable[[int, int, str], None]
+"""Told cells done, cells wanted, and a few words."""
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One training of a study.
+
+    Attributes:
+        n: Real training cases.
+        ratio: Extra cases for each real one; 0 where an arm has none.
+        arm: Name of the arm.
+        seed: Seed of the weights, the batches and the extra cases.
+    """
+
+    n: int
+    ratio: float
+    arm: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Name of its file: safe on every file system, and different for different cells."""
+        arm = "".join(c if c.isalnum() or c in "-_." else "+" for c in self.arm)
+        return f"n{self.n}_r{self.ratio:g}_{arm}_s{self.seed}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def rank_and_world() -> tuple[int, int]:
+    """Which process of how many this is, as ``torchrun`` says; the only one without it."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def require_same_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Keeps the settings of a study beside its cells; refuses a folder of other settings.
+
+    Args:
+        folder: Folder of the study; made if it is not there.
+        settings: What all cells have in common, not which cells there are: those may be added.
+
+    Raises:
+        SettingError: If the folder holds a study with other settings.
+        OutputError: If it holds something else.
+    """
+    path = folder / SETTINGS_FILE
+    content = json.dumps(settings, indent=1, sort_keys=True).encode() + b"\n"
+    wanted = json.loads(content)
+    if rank_and_world()[0]:  # the first rank says what the folder is
+        wait_for([path])
+    if path.is_file():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        for key in sorted({*found, *wanted}):
+            if found.get(key) != wanted.get(key):
+                raise SettingError(
+                    f"{folder} holds a study with {key} {json.dumps(found.get(key))}; now asked "
+                    f"for is {json.dumps(wanted.get(key))}. Leave it as it was to go on with that "
+                    f"study, or choose another folder for --out."
+                )
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(
+            f"{folder} is neither empty nor the folder of a study (with {SETTINGS_FILE}). Choose a "
+            f"new or empty folder for --out."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, content)
+
+
+def cell_file(folder: Path, cell: Cell) -> Path:
+    """Where the result of a cell is kept."""
+    return folder / "cells" / f"{cell.name}.json"
+
+
+def read_cell(folder: Path, cell: Cell) -> dict[str, Any] | None:
+    """The result of a cell; ``None`` if it has not been done."""
+    path = cell_file(folder, cell)
+    if not path.is_file():
+        return None
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    make_work: Callable[[], Work],
+    folder: Path,
+    *,
+    workers: int = 1,
+    threads: int = 1,
+    report: Report | None = None,
+) -> None:
+    """Does every cell that has not been done; under ``torchrun``, every ``WORLD_SIZE``-th of them.
+
+    Args:
+        cells: All cells of the study, in a fixed order.
+        make_work: Called once in each process; must be picklable if there are several workers.
+        folder: Folder of the study.
+        workers: Processes beside each other.
+        threads: Threads of each process.
+        report: Told how far it is, with the time left.
+
+    Raises:
+        MedvaeError: What a cell raised; those that were done stay done.
+    """
+    rank, world = rank_and_world()
+    mine = list(cells)[rank::world]
+    left = [cell for cell in mine if not cell_file(folder, cell).is_file()]
+    tell = _Clock(len(mine), len(mine) - len(left), report)
+    if not left:
+        return
+    if workers == 1:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            work = make_work()
+            for cell in left:
+                _do(cell, work, folder)
+                tell(cell)
+        finally:
+            torch.set_num_threads(before)
+        return
+    # Forked processes inherit locks of torch's threads and may hang; spawned ones begin afresh.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(
+        min(workers, len(left)), context, initializer=_begin, initargs=(make_work, threads)
+    )
+    try:
+        waiting = {pool.submit(_do_there, cell, folder): cell for cell in left}
+        for done in as_completed(waiting):
+            done.result()
+            tell(waiting[done])
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def wait_for(paths: Iterable[Path], report: Callable[[str], None] = lambda text: None) -> None:
+    """Waits until other ranks have written some files; returns at once if they are there."""
+    for path in paths:
+        if not path.exists():
+            report(f"waiting for another rank to write {path}")
+        while not path.exists():
+            time.sleep(0.5)
+
+
+def cells_csv(folder: Path, cells: Sequence[Cell], columns: Sequence[str]) -> list[Cell]:
+    """Writes ``cells.csv``, one line a cell that has been done; returns these.
+
+    Args:
+        folder: Folder of the study.
+        cells: All cells, in a fixed order.
+        columns: Measures; a cell's result has their means under ``means``.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("arm", "n", "ratio", "seed", *columns, *TIMES))
+    done = []
+    for cell in cells:
+        result = read_cell(folder, cell)
+        if result is None:
+            continue
+        done.append(cell)
+        means = result["means"]
+        values = [means.get(column) for column in columns]
+        shown = ["" if value is None else f"{value:.6g}" for value in values]
+        row = (cell.arm, cell.n, f"{cell.ratio:g}", cell.seed, *shown, f"{result['seconds']:.1f}")
+        writer.writerow(row)
+    write_bytes(folder / "cells.csv", text.getvalue().encode())
+    return done
+
+
+def _do(cell: Cell, work: Work, folder: Path) -> None:
+    start = time.perf_counter()
+    result = dict(work(cell))
+    seconds = round(time.perf_counter() - start, 2)
+    content = {"cell": cell.to_dict(), **result, "seconds": seconds}
+    path = cell_file(folder, cell)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
+
+
+# What a worker process does its cells with; set once when it begins.
+_works: list[Work] = []
+
+
+def _begin(make_work: Callable[[], Work], threads: int) -> None:
+    torch.set_num_threads(threads)
+    _works[:] = [make_work()]
+
+
+def _do_there(cell: Cell, folder: Path) -> None:
+    _do(cell, _works[0], folder)
+
+
+class _Clock:
+    """Says how many cells are done and how long the others will take."""
+
+    def __init__(self, wanted: int, done: int, report: Report | None) -> None:
+        self.wanted, self.done, self.report = wanted, done, report
+        self.first, self.start = done, time.perf_counter()
+        if report is not None and done:
+            report(done, wanted, "done before")
+
+    def __call__(self, cell: Cell) -> None:
+        self.done += 1
+        if self.report is None:
+            return
+        seconds = (time.perf_counter() - self.start) / (self.done - self.first)
+        left = round(seconds * (self.wanted - self.done))
+        self.report(self.done, self.wanted, f"{cell.name}, about {_span(left)} left")
+
+
+def _span(seconds: int) -> str:
+    hours, rest = divmod(seconds, 3600)
+    return f"{hours} h {rest // 60:02d} min" if hours else f"{rest // 60}:{rest % 60:02d} min"
