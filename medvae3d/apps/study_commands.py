@@ -1,0 +1,158 @@
+"""The commands under ``medvae3d study``: does synthetic data help on real, unseen cases?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medvae3d.apps import study_classification
+from medvae3d.apps.console import Stopwatch, duration, notice, notices, parse_whole, progress, say
+
+app = typer.Typer(
+    no_args_is_help=True, help="Measure what synthetic data is worth on real, unseen cases."
+)
+
+
+@app.callback()
+def _group() -> None:
+    """Measure what synthetic data is worth on real, unseen cases."""
+
+
+@app.command()
+def segmentation(
+    datalist: Annotated[Path, typer.Option(metavar="LIST", help="MONAI data list of real cases.")],
+    bundle: Annotated[
+        list[str],
+        typer.Option(
+            metavar="[NAME=]BUNDLE",
+            help="A generator, and how cases are prepared; may be given several times.",
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder of the study; finished cells are kept.")
+    ],
+    n: Annotated[
+        str, typer.Option("--n", metavar="5,10,all", help="Numbers of real training cases.")
+    ] = "all",
+    ratio: Annotated[
+        str, typer.Option(metavar="0.5,1,2", help="Extra cases for each real one.")
+    ] = "1",
+    seeds: Annotated[str, typer.Option(metavar="K", help="Repeats of every cell.")] = "3",
+    arms: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B",
+            help="real, classical, copies, copy_paste, carvemix, handmade, synthetic, only; or "
+            "synthetic:NAME. All if not given.",
+        ),
+    ] = None,
+    steps: Annotated[
+        str, typer.Option(metavar="K", help="Optimiser steps of each segmenter.")
+    ] = "400",
+    split: Annotated[
+        str, typer.Option(help="validation to choose settings, testing to report.")
+    ] = "testing",
+    fit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RECIPE",
+            help="Fit the generators on the n cases: small, another recipe, or full.",
+        ),
+    ] = None,
+    fit_setting: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="A setting of that training; several times."),
+    ] = None,
+    filter_by: Annotated[
+        str | None, typer.Option("--filter", help="agreement: keep samples that show their mask.")
+    ] = None,
+    filter_above: Annotated[
+        float, typer.Option(metavar="DICE", help="Smallest Dice that the filter keeps.")
+    ] = 0.5,
+    real_share: Annotated[
+        float, typer.Option(metavar="SHARE", help="Smallest share of real cases in a batch.")
+    ] = 0.5,
+    synthetic_until: Annotated[
+        float, typer.Option(metavar="SHARE", help="Only real cases after this share of steps.")
+    ] = 1.0,
+    seed: Annotated[
+        str, typer.Option(metavar="S", help="Seed of the choice of cases and of the samples.")
+    ] = "0",
+    workers: Annotated[
+        str, typer.Option(metavar="K", help="Processes beside each other, one thread each.")
+    ] = "1",
+    export_nnunet: Annotated[
+        bool, typer.Option("--export-nnunet", help="Write each arm as a data set of nnU-Net v2.")
+    ] = False,
+    device: Annotated[
+        str | None, typer.Option(help="Where generators are fitted and asked: cpu or cuda.")
+    ] = None,
+) -> None:
+    """Compare segmenters trained with and without synthetic pairs on real, unseen cases.
+
+    Every arm has the same segmenter, steps and seeds. Run the same command again to go on.
+
+    Example: medvae3d study segmentation --datalist cases.json --bundle hvae=sts_petct_hvae
+    --fit small --n 10,all --ratio 1,2 --out study
+    """
+    counts = [
+        parse_whole(value, name, least=least)
+        for value, name, least in (
+            (seeds, "--seeds", 1),
+            (steps, "--steps", 1),
+            (seed, "--seed", 0),
+            (workers, "--workers", 1),
+        )
+    ]
+    from medvae3d.apps.study import ALL_ARMS, SegmentationOptions, segmentation_study
+    from medvae3d.apps.study_inputs import parse_bundles, parse_numbers
+    from medvae3d.errors import SettingError
+
+    if filter_by not in (None, "agreement"):
+        raise SettingError(
+            f"--filter is {filter_by!r}; allowed is agreement. Write it so, or leave it out."
+        )
+    options = SegmentationOptions(
+        n=tuple(n.split(",")),
+        ratios=parse_numbers(ratio, "--ratio"),
+        seeds=counts[0],
+        arms=ALL_ARMS if arms is None else tuple(arms.split(",")),
+        steps=counts[1],
+        split=split,
+        seed=counts[2],
+        least_real=real_share,
+        synthetic_until=synthetic_until,
+        filter_above=filter_above if filter_by else None,
+        fit=fit,
+        fit_changes=tuple(fit_setting or ()),
+    )
+    watch = Stopwatch()
+    with progress("cells") as advance:
+
+        def report(done: int, wanted: int, words: str) -> None:
+            if notices().is_terminal:
+                advance(done, wanted, words)
+            else:
+                notice(f"cell {done} of {wanted}: {words}")
+
+        found = segmentation_study(
+            datalist,
+            parse_bundles(bundle),
+            out,
+            options,
+            workers=counts[3],
+            export_nnunet=export_nnunet,
+            device=device,
+            say=notice,
+            report=report,
+        )
+    say(found.table)
+    for note in found.notes:
+        notice(f"note: {note}")
+    notice(f"{found.done} of {found.wanted} cells done, in {duration(watch.seconds)}")
+    say(f"table of all measures: {out / 'table.md'}; curves and numbers beside it")
+
+
+app.command()(study_classification.classification)

@@ -1,0 +1,165 @@
+"""What a classification study found, out of the files of its cells.
+
+Every arm is compared with the reference on the same cases. At one number of real cases, p values of
+a measure are corrected after Holm for all arms and ratios that are compared there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from sklearn.metrics import roc_curve
+
+from medvae3d.evaluation.curves import DOTS_PER_INCH, FONT, save_figure
+from medvae3d.evaluation.sections import Measure
+from medvae3d.studies.cells import Cell, read_cell
+from medvae3d.studies.classification.metrics import MEASURES, compared, measured
+from medvae3d.studies.comparison import Paired, holm
+from medvae3d.studies.results import COLOURS, Row
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Arm:
+    """All seeds of one arm at one number of real cases and one ratio.
+
+    Attributes:
+        n: Real training cases of each class.
+        ratio: Extra cases for each real one.
+        name: Name of the arm.
+        p: Probabilities by seed, ``(S, N)``.
+        measures: Every measure with its interval.
+        against: Differences to the reference; empty for the reference itself.
+        cells: Contents of the files of the cells.
+    """
+
+    n: int
+    ratio: float
+    name: str
+    p: Array = field(repr=False)
+    measures: Mapping[str, Measure] = field(repr=False)
+    against: Mapping[str, Paired] = field(repr=False)
+    cells: tuple[Mapping[str, Any], ...] = field(repr=False)
+
+
+def arms_of(
+    folder: Path,
+    cells: Sequence[Cell],
+    y: Sequence[int],
+    subjects: Sequence[str],
+    reference: str,
+    seed: int = 0,
+) -> list[Arm]:
+    """All arms with the cells that have been done, the comparisons corrected after Holm.
+
+    Args:
+        folder: Folder of the study.
+        cells: Its cells.
+        y: Class of each judged case.
+        subjects: Its patient.
+        reference: Arm that the others are compared with.
+        seed: Seed of the bootstraps.
+    """
+    runs: dict[tuple[int, float, str], list[tuple[int, Mapping[str, Any]]]] = {}
+    for cell in sorted(cells):
+        result = read_cell(folder, cell)
+        if result is not None:
+            runs.setdefault((cell.n, cell.ratio, cell.arm), []).append((cell.seed, result))
+    found: list[Arm] = []
+    for (n, ratio, name), results in runs.items():
+        p = np.asarray([result["p"] for _, result in results], dtype=np.float64)
+        base = dict(runs.get((n, 0.0, reference), []))
+        against: dict[str, Paired] = {}
+        # Only seeds that both have: the first weights are the same then.
+        shared = [i for i, (number, _) in enumerate(results) if number in base]
+        if name != reference and shared:
+            other = [base[results[i][0]]["p"] for i in shared]
+            against = compared(y, p[shared], np.asarray(other), subjects, seed)
+        contents = tuple(result for _, result in results)
+        found.append(Arm(n, ratio, name, p, measured(y, p, subjects, seed), against, contents))
+    return _corrected(found)
+
+
+def _corrected(arms: list[Arm]) -> list[Arm]:
+    against = [dict(arm.against) for arm in arms]
+    for n in {arm.n for arm in arms}:
+        for measure in MEASURES:
+            tested = [
+                (i, p)
+                for i, arm in enumerate(arms)
+                if arm.n == n and measure in arm.against
+                if (p := arm.against[measure].p) is not None
+            ]
+            corrected = holm([p for _, p in tested])
+            for (i, _), p in zip(tested, corrected, strict=True):
+                against[i][measure] = replace(against[i][measure], p_corrected=p)
+    return [replace(arm, against=each) for arm, each in zip(arms, against, strict=True)]
+
+
+def rows_of(arms: Sequence[Arm]) -> list[Row]:
+    """The rows of tables and curves."""
+    return [
+        Row(
+            arm.n,
+            arm.ratio,
+            arm.name,
+            name,
+            {"mean": each.value, "low": each.low, "high": each.high, "n": each.n},
+            len(arm.p),
+            arm.against.get(name),
+        )
+        for name in MEASURES
+        for arm in arms
+        for each in [arm.measures[name]]
+    ]
+
+
+def plot_roc(arms: Sequence[Arm], y: Sequence[int], png: str | Path) -> None:
+    """Draws ROC curves of all arms, a plot for each number of real cases, the mean over seeds.
+
+    Args:
+        arms: What was found.
+        y: Class of each judged case.
+        png: File to write.
+    """
+    numbers = sorted({arm.n for arm in arms})
+    figure = Figure(figsize=(3.4 * len(numbers), 3.4), dpi=DOTS_PER_INCH, layout="constrained")
+    FigureCanvasAgg(figure)
+    for index, n in enumerate(numbers):
+        place: Any = figure.add_subplot(1, len(numbers), index + 1)
+        place.plot((0, 1), (0, 1), color="#bbbbbb", lw=0.8)
+        for number, arm in enumerate(arm for arm in arms if arm.n == n):
+            x, height = mean_roc(y, arm.p)
+            auc = arm.measures["auc"].value
+            ratio = f", ratio {arm.ratio:g}" if arm.ratio else ""
+            shown = f"{arm.name}{ratio}: {auc:.3f}" if auc is not None else arm.name
+            place.plot(x, height, color=COLOURS[number % len(COLOURS)], lw=1.2, label=shown)
+        place.set_title(f"n = {n} of each class", **FONT)
+        place.set_xlabel("1 - specificity", **FONT)
+        place.set_ylabel("sensitivity", **FONT)
+        place.set_aspect("equal")
+        place.tick_params(labelsize=6)
+        place.legend(fontsize=6, frameon=False, loc="lower right")
+    save_figure(figure, png)
+
+
+def mean_roc(y: Sequence[int], runs: Array) -> tuple[Array, Array]:
+    """Sensitivity over one minus specificity, averaged over seeds at the same specificity."""
+    grid = np.linspace(0, 1, 101)
+    heights = []
+    for p in runs:
+        x, height, _ = roc_curve(y, p)
+        heights.append(np.interp(grid, x, height))
+    mean = np.mean(heights, axis=0)
+    # A curve begins in the corner, also where it rises at once.
+    return np.concatenate([[0.0], grid]), np.concatenate([[0.0], mean])
