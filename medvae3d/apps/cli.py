@@ -12,7 +12,13 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from medvae3d.apps import bundle_commands, data_commands, generate_command
+from medvae3d.apps import (
+    bundle_commands,
+    data_commands,
+    evaluate_command,
+    generate_command,
+    study_commands,
+)
 from medvae3d.errors import MedvaeError
 
 INPUT_ERROR, INTERRUPTED = 2, 130
@@ -46,7 +52,9 @@ app.command(rich_help_panel="Make")(bundle_commands.demo)
 app.command("list", rich_help_panel="Make")(bundle_commands.list_bundles)
 app.command(rich_help_panel="Train")(bundle_commands.train)
 app.command(rich_help_panel="Train")(bundle_commands.figures)
+app.command(rich_help_panel="Judge")(evaluate_command.evaluate)
 app.add_typer(data_commands.app, name="data", rich_help_panel="Data")
+app.add_typer(study_commands.app, name="study", rich_help_panel="Judge")
 
 
 def _print_version(is_wanted: bool) -> None:

@@ -1,0 +1,277 @@
+"""Synthetic cases against real ones: one report as a page, and every number in one file.
+
+::
+
+    medvae3d evaluate --real LIST --synthetic LIST --out DIR
+
+What each section measures is in its own module under `medvae3d.evaluation`; here the cases are
+read, the sections asked one after the other, and what they found is written down. A section that
+cannot be computed says why and holds up none of the others.
+"""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime, timezone
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from medvae3d import __version__
+from medvae3d.apps.console import Stopwatch
+from medvae3d.apps.evaluate_cases import Frame, Read, read_sets
+from medvae3d.apps.evaluate_lists import CaseList, choose, of_same_names, open_list, subset
+from medvae3d.apps.evaluate_model import BundleModel
+from medvae3d.apps.evaluate_sections import (
+    Judged,
+    chosen_sections,
+    computed,
+    feature_names,
+    make_features,
+)
+from medvae3d.apps.report_files import FORMAT, Report, require_own_folder, write_report
+from medvae3d.data.datalists import SPLITS, write_datalist
+from medvae3d.data.manifests import sha256_of
+from medvae3d.errors import DataListError
+from medvae3d.evaluation.figures import plain
+from medvae3d.evaluation.sections import Section
+
+LIBRARIES = ("torch", "monai", "numpy", "scipy", "scikit-learn", "nibabel")
+# Reading takes about this share of the whole; for the bar alone.
+READING_SHARE = 0.15
+STEPS = 1000
+
+Tell = Callable[[int, int, str], None]
+"""Told what is done, what is wanted, and a few words about it."""
+
+
+def evaluate(
+    real: str | Path,
+    synthetic: str | Path,
+    reference: str | Path | None = None,
+    out: str | Path | None = None,
+    *,
+    real_split: str = "training",
+    synthetic_split: str = "all",
+    sections: Sequence[str] | str | None = None,
+    features: Sequence[str] | str = ("radiomics",),
+    paired: bool = False,
+    bundle: str | Path | None = None,
+    kept_list: str | Path | None = None,
+    spacing_mm: Sequence[float] | None = None,
+    shape: Sequence[int] | None = None,
+    intensity: str | None = None,
+    labels: Mapping[str, int] | None = None,
+    most: int | None = None,
+    viewer_cases: int = 6,
+    seed: int = 0,
+    command: str | None = None,
+    progress: Tell | None = None,
+) -> dict[str, Any]:
+    """Judges synthetic cases against real ones; with ``out``, also writes the report there.
+
+    Args:
+        real: Data list of real cases, or a folder with ``dataset.json``.
+        synthetic: The same of synthetic cases.
+        reference: The same of real cases that no model was trained on; if not given, the
+            validation and testing cases of the real list that ``real_split`` leaves.
+        out: Folder of the report: new, empty, or with an earlier report.
+        real_split: Splits of the real list, with commas, or ``all``.
+        synthetic_split: The same of the synthetic list.
+        sections: Which sections; all that apply by default.
+        features: What cases are compared by: ``radiomics``, ``fixed-network``,
+            ``medicalnet=FILE``, ``radimagenet=FILE``.
+        paired: Whether each synthetic case is a reconstruction of the real one of its name.
+        bundle: Bundle that made the cases; its own grid and intensities are used, and its network
+            in the section on privacy.
+        kept_list: File to write the synthetic cases to whose image shows what the mask says.
+        spacing_mm: Size of a voxel of all cases; the median of the real ones by default.
+        shape: Voxels of all cases; the largest of the real ones by default.
+        intensity: ``range`` or ``percentile``, see `read_sets`.
+        labels: Names and values of the labels, in place of what the lists say.
+        most: Cases of each set at most, drawn by seed.
+        viewer_cases: Cases in the viewer of the page; none for no pictures of cases at all.
+        seed: Seed of everything that is random.
+        command: The command line, to be recorded.
+        progress: Told how far it is.
+
+    Returns:
+        What ``report.json`` holds.
+
+    Raises:
+        DataListError: If the lists cannot be used or do not fit each other.
+        SettingError: If a setting is wrong, or memory does not suffice.
+        OutputError: If the folder holds other files.
+    """
+    wanted = chosen_sections(sections, paired=paired, needs_agreement=kept_list is not None)
+    names = feature_names(features)
+    folder = None if out is None else require_own_folder(out, kept_list)
+    model = None if bundle is None else BundleModel.load(bundle, seed)
+    started, watch = datetime.now(timezone.utc), Stopwatch()
+    bar = _Bar(progress, wanted)
+    lists = _lists(real, synthetic, reference, real_split, synthetic_split, paired)
+    lists = _drawn(lists, most, seed, paired)
+    read = read_sets(
+        lists,
+        spacing_mm=spacing_mm or (model.spacing_mm if model else None),
+        shape=shape or (model.shape if model else None),
+        intensity=intensity or "range",
+        schemes=model.schemes if model and intensity is None else None,
+        labels=labels or (model.labels if model else None),
+        tell=bar.reading,
+    )
+    judged = Judged(
+        read.sets["real"], read.sets["synthetic"], read.sets.get("reference"), read.frame,
+        cache(lambda: make_features(names)), seed, model,
+    )  # fmt: skip
+    times = {"reading": watch.seconds}
+    found: dict[str, Section] = {}
+    for name in wanted:
+        part = Stopwatch()
+        found[name] = computed(name, replace(judged, told=bar.section(name)))
+        times[name] = part.seconds
+    settings: dict[str, Any] = {"features": list(names), "paired": paired, "most": most}
+    if model is not None:
+        settings |= {"bundle": model.name, "weights_sha256": model.weights_sha256}
+    content = {
+        "format": FORMAT,
+        "command": command or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "versions": _versions(),
+        "seed": seed,
+        "settings": settings,
+        "inputs": _inputs(lists, read),
+        "grid": _grid(read.frame),
+        "warnings": read.warnings,
+        "summary": _summary(found),
+        "sections": {name: plain(section.to_dict()) for name, section in found.items()},
+        "times": {
+            "started": started.isoformat(timespec="seconds"),
+            "seconds": {name: round(seconds, 2) for name, seconds in times.items()},
+        },
+    }
+    if folder is not None:
+        write_report(Report(content, found, judged), folder, viewer_cases)
+    if kept_list is not None:
+        _write_kept(found["agreement"], judged, lists["synthetic"], Path(kept_list))
+    return content
+
+
+def _write_kept(section: Section, judged: Judged, listed: CaseList, path: Path) -> None:
+    """Writes the synthetic cases whose image shows what the mask says, as a data list."""
+    from medvae3d.evaluation.agreement import kept
+
+    names = set(kept(section))
+    pairs = zip(judged.synthetic.names, listed.cases, strict=True)
+    cases = [case for name, case in pairs if name in names]
+    if not cases:
+        raise DataListError(
+            f"{path} is not written: of {len(listed.cases)} synthetic cases, none shows in its "
+            f"image what its mask says. See the section on agreement."
+        )
+    write_datalist(path, cases, listed.info)
+
+
+class _Bar:
+    """Turns what is done in each part into one number for a bar."""
+
+    def __init__(self, tell: Tell | None, sections: Sequence[str]) -> None:
+        self.tell, self.sections = tell, list(sections)
+
+    def reading(self, done: int, wanted: int, words: str) -> None:
+        self._at(READING_SHARE * done / max(wanted, 1), words)
+
+    def section(self, name: str) -> Callable[[int, int], None]:
+        """Says that a section has begun; what is returned is told how far it is."""
+        share = (1 - READING_SHARE) / len(self.sections)
+        start = READING_SHARE + share * self.sections.index(name)
+
+        def told(done: int, wanted: int) -> None:
+            self._at(start + share * done / max(wanted, 1), name)
+
+        told(0, 1)
+        return told
+
+    def _at(self, share: float, words: str) -> None:
+        if self.tell is not None:
+            self.tell(round(STEPS * share), STEPS, words)
+
+
+def _lists(
+    real: str | Path,
+    synthetic: str | Path,
+    reference: str | Path | None,
+    real_split: str,
+    synthetic_split: str,
+    paired: bool,
+) -> dict[str, CaseList]:
+    opened = open_list(real)
+    lists = {
+        "real": choose(opened, real_split),
+        "synthetic": choose(open_list(synthetic), synthetic_split),
+    }
+    if paired:
+        lists["real"], lists["synthetic"] = of_same_names(lists["real"], lists["synthetic"])
+    left = [split for split in SPLITS[1:] if split not in lists["real"].splits]
+    left = [split for split in left if any(case.image for case in opened.split(split))]
+    if reference is not None:
+        # The same list again: the cases that are not among the real ones already.
+        other = open_list(reference)
+        lists["reference"] = choose(other, left if other.path == opened.path else "all")
+    elif left:
+        lists["reference"] = choose(opened, left)
+    return lists
+
+
+def _drawn(
+    lists: Mapping[str, CaseList], most: int | None, seed: int, paired: bool
+) -> dict[str, CaseList]:
+    """At most so many cases of each set; of pairs, the same ones on both sides."""
+    draws = {"synthetic": "real"} if paired else {}
+    return {name: subset(each, most, seed, name, draws.get(name)) for name, each in lists.items()}
+
+
+def _inputs(lists: Mapping[str, CaseList], read: Read) -> dict[str, Any]:
+    return {
+        name: {
+            "list": str(each.path),
+            "sha256": sha256_of(each.path),
+            "splits": list(each.splits),
+            "cases": len(each.cases),
+            "files_sha256": read.hashes[name],
+        }
+        for name, each in lists.items()
+    }
+
+
+def _grid(frame: Frame) -> dict[str, Any]:
+    return {
+        "spacing_mm": list(frame.spacing_mm),
+        "shape": list(frame.shape),
+        "channels": list(frame.channels),
+        "labels": dict(zip(frame.labels, frame.label_values, strict=True)),
+        "intensities": [dict(each) for each in frame.intensities],
+    }
+
+
+def _summary(found: Mapping[str, Section]) -> list[dict[str, Any]]:
+    return [
+        {"section": name, **verdict.to_dict()}
+        for name, section in found.items()
+        if not section.not_computed
+        for verdict in section.verdicts
+    ]
+
+
+def _versions() -> dict[str, str]:
+    found = {"medvae3d": __version__, "python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found | {"platform": platform.platform()}
