@@ -10,139 +10,45 @@ well with the masks of other samples, the measure says nothing, so shuffled pair
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from monai.losses import DiceCELoss
-from monai.networks.nets import UNet
-from torch import Tensor, nn
+from torch import Tensor
 
-from medvae3d.data.augmentation import Augmentation, RandomIntensity, RandomPose
+from medvae3d.errors import LabelError, SettingError
 from medvae3d.evaluation.cases import Cases
-from medvae3d.evaluation.intervals import CONFIDENCE, RESAMPLES, mean_interval
+from medvae3d.evaluation.casewise import require_apart
+from medvae3d.evaluation.intervals import mean_interval
+from medvae3d.evaluation.pairs import derangement, fill_in, like_volumes, ratio_interval, ratio_of
+from medvae3d.evaluation.sections import Section
+from medvae3d.evaluation.segmenter import (
+    Segment,
+    SegmenterSettings,
+    as_segment,
+    cross_fitted,
+    fitted,
+    folds_of,
+    found_masks,
+    make_segmenter,
+    settings_for,
+    train_segmenter,
+)
 from medvae3d.evaluation.voxelwise import dice_key, mask_scores
-from medvae3d.seeding import derive_generator, derive_seed
+from medvae3d.seeding import derive_seed
 
-Segment = Callable[[Tensor], Tensor]
-"""Normalised images :math:`(B, C, I, J, K)` to label maps :math:`(B, 1, I, J, K)`."""
-
-
-@dataclass(frozen=True)
-class SegmenterSettings:
-    """Size and training of the segmenter.
-
-    Attributes:
-        channels: Channels of each level of the U-Net.
-        steps: Optimiser steps.
-        batch_size: Cases a step.
-        learning_rate: First learning rate of Adam; falls to 0 along a cosine.
-        augmentation: On every batch; mirrored along the first axis, turned, scaled, gain.
-    """
-
-    channels: tuple[int, ...] = (16, 32, 64, 128)
-    steps: int = 400
-    batch_size: int = 2
-    learning_rate: float = 2e-3
-    augmentation: Augmentation = field(
-        default_factory=lambda: Augmentation(
-            RandomPose(flip_axes=(0,), rotation_deg=10, scale=0.1, translation=3),
-            RandomIntensity(gain=0.1, gamma=0.1, offset=0.03, noise=0.02),
-        )
-    )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for a file beside the weights."""
-        return asdict(self)
-
-
-def make_segmenter(image_channels: int, labels: int, settings: SegmenterSettings) -> nn.Module:
-    """A small U-Net of MONAI, without weights worth anything.
-
-    Args:
-        image_channels: Channels of the image.
-        labels: Label values, background included.
-        settings: Its size.
-    """
-    network: nn.Module = UNet(
-        spatial_dims=3,
-        in_channels=image_channels,
-        out_channels=labels,
-        channels=settings.channels,
-        strides=(2,) * (len(settings.channels) - 1),
-        num_res_units=1,
-        norm="instance",
-    )
-    return network
-
-
-def train_segmenter(
-    train: Cases,
-    labels: int,
-    settings: SegmenterSettings | None = None,
-    seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
-) -> nn.Module:
-    """Trains a segmenter on real cases; the same seed gives the same weights on the CPU.
-
-    Args:
-        train: Cases.
-        labels: Label values, background included.
-        settings: Size and training.
-        seed: Seed of the first weights, of the order of cases and of the augmentation.
-        progress: Called after each step with steps done and wanted.
-    """
-    settings = settings or SegmenterSettings()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "segmenter"))
-        network = make_segmenter(train.image.shape[1], labels, settings)
-    loss_of = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False)
-    optimizer = torch.optim.Adam(network.parameters(), settings.learning_rate)
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
-    network.train()
-    for step in range(settings.steps):
-        generator = derive_generator(seed, "segmenter step", step)
-        rows = torch.randint(len(train), (settings.batch_size,), generator=generator)
-        part = train[rows]
-        # Where a voxel was observed moves along, as one more channel.
-        stacked = torch.cat([part.image, 2 * part.valid - 1], dim=1)
-        batch = settings.augmentation.pose(stacked, part.mask, generator, range(labels))
-        moved, mask = batch
-        if moved is None or mask is None:
-            continue
-        image = settings.augmentation.intensity(moved[:, :-1], generator)
-        seen = (moved[:, -1:] > 0).float()
-        logits = network(image)
-        # Beyond what was observed, background is certain.
-        logits = torch.where(seen > 0, logits, _certain(logits))
-        loss = loss_of(logits, mask * seen)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 10.0)
-        optimizer.step()
-        decay.step()
-        if progress is not None:
-            progress(step + 1, settings.steps)
-    return network.eval()
-
-
-def _certain(logits: Tensor) -> Tensor:
-    background = torch.full_like(logits, -20.0)
-    background[:, 0] = 20.0
-    return background
-
-
-def as_segment(network: nn.Module) -> Segment:
-    """A network of logits as a function to label maps."""
-
-    def segment(image: Tensor) -> Tensor:
-        with torch.no_grad():
-            label: Tensor = network(image).argmax(1, keepdim=True)
-        return label
-
-    return segment
+__all__ = [
+    "Segment",
+    "SegmenterSettings",
+    "agreement",
+    "agreement_section",
+    "as_segment",
+    "derangement",
+    "found_dice",
+    "kept",
+    "make_segmenter",
+    "train_segmenter",
+]
 
 
 def found_dice(segment: Segment, cases: Cases, labels: tuple[str, ...], size: int = 4) -> Tensor:
@@ -183,7 +89,7 @@ def agreement(
     shuffled = found_dice(
         segment, synthetic.with_masks_of(derangement(len(synthetic), seed)), labels
     )
-    alike = made[_like_volumes(synthetic, real)]
+    alike = made[like_volumes(synthetic, real)]
     return {
         "rows": {
             "real, unseen": {"dice": mean_interval(truth, seed)},
@@ -191,43 +97,139 @@ def agreement(
             "synthetic, shuffled": {"dice": mean_interval(shuffled, seed)},
             "synthetic, volumes as of the unseen": {"dice": mean_interval(alike, seed)},
         },
-        "ratio": _ratio(made, truth),
-        "ratio_interval": _ratio_interval(made.numpy(), truth.numpy(), seed),
-        "ratio_at_volumes_of_the_unseen": _ratio(alike, truth),
+        "ratio": ratio_of(made, truth),
+        "ratio_interval": ratio_interval(made.numpy(), truth.numpy(), seed),
+        "ratio_at_volumes_of_the_unseen": ratio_of(alike, truth),
     }
 
 
-def _ratio(made: Tensor, truth: Tensor) -> float | None:
-    return float(made.mean() / truth.mean()) if len(made) and float(truth.mean()) else None
+NAME, TITLE = "agreement", "Agreement of image and mask"
+TEXT = (
+    "A segmenter trained on real cases alone looks for the masks of images that it has not seen. "
+    "Where it finds those of synthetic images about as well as those of real ones (ratio "
+    "about 1), image and mask belong together. A ratio well above 1 says that samples are easier "
+    "than real cases. Masks of other samples (shuffled) have to score less, or the measure says "
+    "nothing. Empty masks have no Dice to speak of; they stand apart and are in no mean."
+)
+FOLDS = 3
 
 
-def _like_volumes(cases: Cases, others: Cases) -> Tensor:
-    """Which masks are neither smaller nor larger than all of the others, ``(N,)``.
+def agreement_section(
+    train: Cases,
+    unseen: Cases | None,
+    synthetic: Cases,
+    *,
+    labels: Sequence[str],
+    seed: int,
+    segmenter: Segment | None = None,
+    settings: SegmenterSettings | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Section:
+    """Says whether synthetic images show what their masks say.
 
-    Dice falls with the volume, and samples cover the volumes of the training set, which few unseen
-    cases do not.
+    Without unseen cases the segmenter is trained three times, each time without a third of the
+    training cases, which then are the unseen ones; samples get the mean Dice of the three.
+
+    Args:
+        train: Real cases that the segmenter is trained on.
+        unseen: Real cases that it is not trained on; may be empty or ``None``.
+        synthetic: Samples.
+        labels: Names of the labels 1, 2 and so on.
+        seed: Seed of the training, the shuffling and the intervals.
+        segmenter: A trained one instead, which has seen neither unseen cases nor samples.
+        settings: Size and training of the segmenter; by default what fits the volumes.
+        progress: Called with steps done and wanted.
+
+    Raises:
+        DataListError: If an unseen case is a training case.
+        LabelError: If a mask holds another value than the labels.
     """
-    volume, known = ((each.mask > 0).flatten(1).sum(1) for each in (cases, others))
-    return (volume >= known.min()) & (volume <= known.max())
+    section = Section(NAME, TITLE, TEXT)
+    labels = tuple(labels)
+    real = unseen if unseen is not None and len(unseen) else None
+    for what, cases in (("training", train), ("unseen", real), ("synthetic", synthetic)):
+        _require_labels(cases, labels, what)
+    if real is not None:
+        require_apart(train, real, what="unseen")
+    folds = folds_of(train.names, FOLDS, seed) if real is None and segmenter is None else []
+    section.not_computed = _why_not(train, synthetic, segmenter, real is None, len(folds))
+    if section.not_computed:
+        return section
+
+    settings = settings or settings_for(train.image.shape[2:])
+    steps = settings.steps
+
+    def fit(cases: Cases, number: int) -> Segment:
+        def told(step: int, _: int) -> None:
+            if progress is not None:
+                progress(number * steps + step, max(1, len(folds)) * steps)
+
+        seed_of = derive_seed(seed, "fold", number) if folds else seed
+        return fitted(cases, len(labels) + 1, settings, seed_of, told)
+
+    truth: Tensor | None
+    if folds:
+        real = train
+        truth, made = cross_fitted(train, synthetic, fit, folds)
+    else:
+        segment = segmenter or fit(train, 0)
+        truth = None if real is None else found_masks(segment, real)
+        made = [found_masks(segment, synthetic)]
+    how = "given" if segmenter else f"cross-fitted, {len(folds)} folds" if folds else "held out"
+    section.facts = {"segmenter": how, "train": len(train), "labels": list(labels)}
+    if segmenter is None:
+        section.facts["settings"] = settings.to_dict()
+    fill_in(section, real, truth, synthetic, made, labels, seed)
+    return section
 
 
-def derangement(count: int, seed: int = 0) -> list[int]:
-    """An order in which nothing keeps its place."""
-    order = np.random.default_rng(seed).permutation(count)
-    other = np.empty(count, dtype=int)
-    other[order] = np.roll(order, 1)
-    return [int(index) for index in other]
+def kept(section: Section, threshold: float | None = None) -> list[str]:
+    """Names of the samples whose image shows what their mask says, in their order.
+
+    Args:
+        section: What `agreement_section` returned.
+        threshold: Smallest Dice; by default the 5th percentile of real, unseen cases.
+
+    Raises:
+        SettingError: If there are no scores, or no threshold.
+    """
+    if section.not_computed:
+        raise SettingError(f"samples cannot be filtered by agreement: {section.not_computed}.")
+    least = section.facts["threshold"] if threshold is None else threshold
+    if least is None:
+        raise SettingError(
+            "there is no Dice of real, unseen cases to derive a threshold from. Give the smallest "
+            "Dice of a sample, such as 0.5, or real cases that were not trained on."
+        )
+    rows = section.cases["synthetic"].items()
+    return [name for name, row in rows if (row["dice"] or 0.0) >= least]
 
 
-def _ratio_interval(made: Any, truth: Any, seed: int) -> list[float] | None:
-    """Bootstrap interval of a ratio of means of two independent sets."""
-    if min(len(made), len(truth)) < 2 or truth.mean() == 0:
-        return None
-    rng = np.random.default_rng(seed)
-    draws = [
-        values[rng.integers(0, len(values), (RESAMPLES, len(values)))].mean(1)
-        for values in (made, truth)
-    ]
-    tail = 50 * (1 - CONFIDENCE)
-    ratios = draws[0] / np.maximum(draws[1], 1e-9)
-    return [float(v) for v in np.percentile(ratios, (tail, 100 - tail))]
+def _require_labels(cases: Cases | None, labels: tuple[str, ...], what: str) -> None:
+    if cases is None or not len(cases):
+        return
+    values = torch.unique(cases.mask)
+    strange = [float(v) for v in values if float(v) not in range(len(labels) + 1)]
+    if strange:
+        raise LabelError(
+            f"{what} masks hold the values {strange[:5]}; {len(labels)} labels {labels} allow 0 to "
+            f"{len(labels)}. Name all labels, or correct the masks."
+        )
+
+
+def _why_not(
+    train: Cases, synthetic: Cases, segmenter: Segment | None, is_alone: bool, folds: int
+) -> str:
+    """Why there is nothing to compute; empty if there is."""
+    if not len(synthetic):
+        return "there are no samples"
+    if segmenter is not None:
+        return ""
+    if not len(train) or not bool((train.mask > 0).any()):
+        return (
+            f"none of {len(train)} training cases has a mask that is not empty, so that a "
+            f"segmenter has nothing to learn from"
+        )
+    if is_alone and folds < 2:
+        return "without unseen cases, training cases of two volumes are needed to cross-fit"
+    return ""
