@@ -1,40 +1,44 @@
-"""Puts the bundles into wheels; everything else is declared in setup.cfg."""
+"""Puts bundles and manifests into wheels; everything else is declared in setup.cfg."""
 
 from pathlib import Path
 
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
+ROOT = Path(__file__).parent
 # What a released bundle consists of: nothing that a training or a test run left in its folder.
 BUNDLE_FILES = ("LICENSE", "configs/*", "docs/**/*", "models/model.pt")
 
 
-class BuildWithBundles(build_py):
-    """Copies ``bundles/`` to ``medvae3d/_bundles`` in a wheel.
+class BuildWithData(build_py):
+    """Copies ``bundles/`` and ``data_manifests/`` into the package in a wheel.
 
-    An editable installation reads ``bundles/`` in place. A ``package_dir`` entry would do the
-    same for wheels, but it turns editable installations into import hooks.
+    They become ``medvae3d/_bundles`` and ``medvae3d/_data_manifests``. An editable installation
+    reads both in place. A ``package_dir`` entry would do the same for wheels, but it turns editable
+    installations into import hooks.
     """
 
     def run(self) -> None:
         super().run()
         if self.editable_mode:
             return
-        for source, target in self.bundle_files().items():
+        for source, target in self.data_files_to_copy().items():
             self.mkpath(str(Path(target).parent))
             self.copy_file(source, target)
 
-    def bundle_files(self) -> dict[str, str]:
-        here = Path(__file__).parent / "bundles"
-        there = Path(self.build_lib) / "medvae3d" / "_bundles"
-        found = (
+    def data_files_to_copy(self) -> dict[str, str]:
+        bundles = [
             path
-            for bundle in sorted(here.glob("*/configs/metadata.json"))
+            for metadata in sorted(ROOT.glob("bundles/*/configs/metadata.json"))
             for pattern in BUNDLE_FILES
-            for path in sorted(bundle.parent.parent.glob(pattern))
+            for path in sorted(metadata.parents[1].glob(pattern))
             if path.is_file()
-        )
-        return {str(path): str(there / path.relative_to(here)) for path in found}
+        ]
+        manifests = sorted(ROOT.glob("data_manifests/*.json"))
+        package = Path(self.build_lib) / "medvae3d"
+        return {
+            str(path): str(package / f"_{path.relative_to(ROOT)}") for path in bundles + manifests
+        }
 
 
-setup(cmdclass={"build_py": BuildWithBundles})
+setup(cmdclass={"build_py": BuildWithData})

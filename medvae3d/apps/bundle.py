@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -25,14 +25,15 @@ from medvae3d.apps.bundle_files import (
     texts,
     usable_device,
 )
+from medvae3d.apps.bundle_hosts import FilePath, HostRequest, Hosts, grouped
 from medvae3d.apps.catalogue import shipped_bundles
 from medvae3d.data.volumes import Volume, read_mask
-from medvae3d.errors import BundleError, SettingError, UnreadableFileError
+from medvae3d.errors import BundleError, SettingError
 from medvae3d.models.statistics import TrainingStatistics
 from medvae3d.models.two_stage import TwoStageModel
 from medvae3d.synthesis.conditions import ConditionDraw, VolumeRequest
 from medvae3d.synthesis.generator import Progress, Request, Sample, generate
-from medvae3d.synthesis.hosts import HostScan, phantom_host, read_host
+from medvae3d.synthesis.hosts import HostScan
 from medvae3d.synthesis.insertion import insert_lesions
 from medvae3d.synthesis.recipe import Recipe
 from medvae3d.synthesis.records import Provenance
@@ -41,9 +42,6 @@ from medvae3d.synthesis.writing import write_cases
 RECIPE_IDS = ("channels", "labels", "spacing", "spatial_shape", "synthesis")
 # Hosts kept in memory while they are used in turn: a head of four channels takes 150 MB.
 MOST_HOSTS = 4
-
-FilePath: TypeAlias = "str | Path"
-Hosts: TypeAlias = "Sequence[FilePath | Sequence[FilePath]]"
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +87,7 @@ class Bundle:
         mask: FilePath | Volume | None = None,
         hosts: Hosts = (),
         host_labels: Sequence[FilePath] = (),
+        host_brains: Sequence[FilePath] = (),
         lesions: tuple[int, int] | None = None,
         at_mm: tuple[float, float, float] | None = None,
         allow_overlap: bool = False,
@@ -108,6 +107,7 @@ class Bundle:
             hosts: Scans to put lesions into, a file or a list of files (one a channel) each; used
                 in turn. Without any, bundles of kind insertion draw phantom heads.
             host_labels: Their masks, in the same order.
+            host_brains: Masks of their brains or bodies, in the same order; found if not given.
             lesions: Fewest and most lesions put into a host.
             at_mm: Where to put a lesion, in mm of the host's world.
             allow_overlap: Whether a new lesion may overlap one that is there.
@@ -121,8 +121,14 @@ class Bundle:
         if isinstance(mask, (str, Path)):
             mask = read_mask(mask, self.recipe.values, what="mask")
         request = Request(count, seed, start, volume_ml, temperature, extrapolate, mask)
-        wanted = HostRequest(self._grouped(hosts), tuple(map(Path, host_labels)), lesions, at_mm,
-                             allow_overlap)  # fmt: skip
+        wanted = HostRequest(
+            grouped(hosts, self.recipe, name=self.name),
+            tuple(map(Path, host_labels)),
+            tuple(map(Path, host_brains)),
+            lesions,
+            at_mm,
+            allow_overlap,
+        )
         if self.recipe.synthesis.kind == "insertion" or wanted.hosts:
             if not isinstance(self.network, TwoStageModel):
                 raise SettingError(
@@ -237,22 +243,6 @@ class Bundle:
         """What the weights remember of their training set."""
         return cast(TrainingStatistics, self.network.statistics)
 
-    def _grouped(self, hosts: Hosts) -> tuple[tuple[Path, ...], ...]:
-        """One tuple of channel files a host; a flat list is cut into such groups."""
-        channels = len(self.recipe.channels)
-        if all(isinstance(host, (str, Path)) for host in hosts):
-            files = [Path(str(host)) for host in hosts]
-            if len(files) % channels:
-                raise SettingError(
-                    f"{len(files)} host files were given; {self.name} needs {channels} for each "
-                    f"host, in the order {', '.join(c.name for c in self.recipe.channels)}."
-                )
-            return tuple(tuple(files[i : i + channels]) for i in range(0, len(files), channels))
-        return tuple(
-            (Path(host),) if isinstance(host, (str, Path)) else tuple(map(Path, host))
-            for host in hosts
-        )
-
 
 class Samples(Iterator[Sample]):
     """Samples as they are made, and what they have in common.
@@ -268,62 +258,6 @@ class Samples(Iterator[Sample]):
 
     def __next__(self) -> Sample:
         return next(self._made)
-
-
-@dataclass(frozen=True)
-class HostRequest:
-    """What lesions are put into, and how many.
-
-    Attributes:
-        hosts: Files of each host, one a channel.
-        labels: Their masks, in the same order; none if they have none.
-        lesions: Fewest and most lesions put into a host.
-        at_mm: Where to put a lesion, in mm of the host's world.
-        allow_overlap: Whether a new lesion may overlap one that is there.
-    """
-
-    hosts: tuple[tuple[Path, ...], ...] = ()
-    labels: tuple[Path, ...] = ()
-    lesions: tuple[int, int] | None = None
-    at_mm: tuple[float, float, float] | None = None
-    allow_overlap: bool = False
-
-    def __post_init__(self) -> None:
-        if self.labels and len(self.labels) != len(self.hosts):
-            raise SettingError(
-                f"{len(self.labels)} host labels for {len(self.hosts)} hosts; give one for each "
-                f"host, in their order, or none."
-            )
-        if self.lesions is not None and not 1 <= self.lesions[0] <= self.lesions[1]:
-            raise SettingError(
-                f"lesions are {self.lesions[0]} to {self.lesions[1]}; allowed are numbers from 1 "
-                f"on, the smaller one first. Write them as LOW:HIGH."
-            )
-
-    def host(self, turn: int, recipe: Recipe, seed: int) -> HostScan:
-        """Reads a host by its turn, or draws a phantom."""
-        if not self.hosts:
-            return phantom_host(recipe, seed, turn)
-        return read_host(self.hosts[turn], self.labels[turn] if self.labels else None, recipe)
-
-    def options(self) -> dict[str, Any]:
-        """All of it in the words of a record; files by name and size."""
-        return {
-            "lesions": self.lesions,
-            "at_mm": None if self.at_mm is None else [float(v) for v in self.at_mm],
-            "allow_overlap": self.allow_overlap,
-            "hosts": [[_named(path) for path in host] for host in self.hosts],
-            "host_labels": [_named(path) for path in self.labels],
-        }
-
-
-def _named(path: Path) -> dict[str, Any]:
-    try:
-        return {"file": path.name, "bytes": path.stat().st_size}
-    except OSError as error:
-        raise UnreadableFileError(
-            f"host {path} cannot be read: {error.strerror}. Check the path."
-        ) from error
 
 
 def find_bundle(name_or_path: FilePath) -> Path:

@@ -16,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
-import nibabel as nib
 import numpy as np
 import torch
 from monai.config import KeysCollection
@@ -29,17 +28,14 @@ from torch import Tensor, nn
 
 from medvae3d.apps.bundle import load_bundle
 from medvae3d.data.transforms import resample_to_grid
-from medvae3d.data.volumes import Volume
 from medvae3d.errors import SettingError, UnreadableFileError
 from medvae3d.geometry import Grid, Triple
 from medvae3d.models.statistics import TrainingStatistics
 from medvae3d.models.two_stage import TwoStageModel
 from medvae3d.seeding import derive_seed
-from medvae3d.synthesis.frames import Frame
 from medvae3d.synthesis.generator import Request, generate
-from medvae3d.synthesis.hosts import HostScan, require_modality, require_room
+from medvae3d.synthesis.hosts import host_in_memory
 from medvae3d.synthesis.insertion import insert_lesions
-from medvae3d.synthesis.placement import find_brain
 from medvae3d.synthesis.recipe import Recipe
 
 Numbers: TypeAlias = "float | Sequence[float]"
@@ -236,7 +232,7 @@ class SynthesisInferer(Inferer):
         if self.at is not None:
             options["at_mm"] = tuple(grid.to_world(self.at).tolist())
         made = insert_lesions(
-            host_scan(host, grid, self.recipe),
+            host_in_memory(host, grid, self.recipe),
             network,
             self.recipe,
             seed=seed,
@@ -246,42 +242,6 @@ class SynthesisInferer(Inferer):
             **options,
         )
         return torch.from_numpy(made.label)[None], torch.from_numpy(made.image)
-
-
-def host_scan(image: NDArray[np.float32], grid: Grid, recipe: Recipe) -> HostScan:
-    """A scan in memory as a host for lesions; values stay floats, as no file says otherwise.
-
-    Args:
-        image: Native units, :math:`(C, I, J, K)`.
-        grid: Where its voxels lie.
-        recipe: What the weights expect.
-
-    Raises:
-        SettingError: If there are not as many channels as the weights need.
-        GridError: If it is smaller than what a lesion is made in.
-        IntensityError: If a channel is of another unit or modality, or constant.
-    """
-    names = ", ".join(channel.name for channel in recipe.channels)
-    if len(image) != len(recipe.channels):
-        raise SettingError(
-            f"the host has {len(image)} channels; these weights need {len(recipe.channels)}: "
-            f"{names}. Give one file a channel in this order, or one 4D file."
-        )
-    require_room(grid, recipe, name="the host")
-    header: Any = nib.Nifti1Header()
-    header.set_data_dtype(np.float32)
-    header.set_data_shape(grid.shape)
-    volumes = []
-    for array, channel in zip(image, recipe.channels, strict=True):
-        volume = Volume(array, grid, np.dtype(np.float32), header, Path(f"host_{channel.name}.nii"))
-        require_modality(volume, channel)
-        volumes.append(volume)
-    axes = Frame.of(grid, grid.spacing)
-    has_skull = recipe.channels[0].intensity.kind == "percentile"
-    brain = find_brain(axes.reorient(image[0]), axes.host_spacing, has_skull=has_skull)
-    nothing = np.zeros(grid.shape, np.uint8)
-    inside = np.ascontiguousarray(axes.restore(brain))
-    return HostScan(tuple(volumes), nothing, inside, "host", False)
 
 
 def _affines(inputs: Tensor, recipe: Recipe) -> list[NDArray[np.float64]]:

@@ -26,7 +26,7 @@ from medvae3d.synthesis.recipe import Channel, Recipe
 if TYPE_CHECKING:
     from os import PathLike
 
-    from numpy.typing import NDArray
+    from numpy.typing import DTypeLike, NDArray
 
     Floats = NDArray[np.float32]
     Mask = NDArray[np.bool_]
@@ -129,17 +129,40 @@ def read_host(
         known = read_mask(label, recipe.values, what="host label")
         first.grid.require_same(known.grid, this=str(paths[0]), that=str(label))
         there = known.array
-    lead = anatomy_channel(recipe)
-    is_mr = recipe.channels[lead].intensity.kind == "percentile"
-    inside = _brain(volumes[lead], brain, is_mr)
-    if is_mr and not (inside & (volumes[lead].array > 0)).any():
-        raise LabelError(
-            f"{brain or paths[0]}: the brain mask meets no voxel of the image above 0. Give the "
-            f"brain mask of this very scan."
+    inside = _given_brain(volumes, brain, recipe) if brain else body_of(volumes, recipe)
+    name = first.path.name.removesuffix(".gz").removesuffix(".nii")
+    return HostScan(volumes, there, inside, name)
+
+
+def host_in_memory(image: Floats, grid: Grid, recipe: Recipe) -> HostScan:
+    """A scan in memory as a host; values stay floats, as no file says otherwise.
+
+    Args:
+        image: Native units, :math:`(C, I, J, K)`.
+        grid: Where its voxels lie.
+        recipe: What the weights expect.
+
+    Raises:
+        SettingError: If there are not as many channels as the weights need.
+        GridError: If it is smaller than what a lesion is made in.
+        IntensityError: If a channel is of another unit or modality, or constant.
+    """
+    names = ", ".join(channel.name for channel in recipe.channels)
+    if len(image) != len(recipe.channels):
+        raise SettingError(
+            f"the host has {len(image)} channels; these weights need {len(recipe.channels)}: "
+            f"{names}. Give one file a channel in this order, or one 4D file."
         )
-    return HostScan(
-        volumes, there, inside, first.path.name.removesuffix(".gz").removesuffix(".nii")
+    require_room(grid, recipe, name="the host")
+    header = _header(grid, np.float32)
+    volumes = tuple(
+        Volume(array, grid, np.dtype(np.float32), header, Path(f"host_{channel.name}.nii"))
+        for array, channel in zip(image, recipe.channels, strict=True)
     )
+    for volume, channel in zip(volumes, recipe.channels, strict=True):
+        require_modality(volume, channel)
+    nothing = np.zeros(grid.shape, np.uint8)
+    return HostScan(volumes, nothing, body_of(volumes, recipe), "host", False)
 
 
 def phantom_host(recipe: Recipe, seed: int, index: int) -> HostScan:
@@ -160,12 +183,7 @@ def phantom_host(recipe: Recipe, seed: int, index: int) -> HostScan:
 
 def _phantom_volume(image: Floats, grid: Grid, channel: Channel, index: int) -> Volume:
     kind = next((k for k, name in enumerate(PHANTOM_CHANNELS) if name in channel.name.lower()), 0)
-    header: Any = nib.Nifti1Header()
-    header.set_data_dtype(np.dtype(channel.dtype))
-    header.set_data_shape(grid.shape)
-    header.set_xyzt_units("mm")
-    header.set_qform(grid.affine, 1)
-    header.set_sform(grid.affine, 1)
+    header = _header(grid, channel.dtype)
     # Brightness goes up to about 1,000: a step of 1/10 is far below the noise.
     slope = channel.slope or (1.0 if np.dtype(channel.dtype).kind == "f" else 0.1)
     header["scl_slope"], header["scl_inter"] = slope, 0
@@ -173,6 +191,16 @@ def _phantom_volume(image: Floats, grid: Grid, channel: Channel, index: int) -> 
     array = (stored * np.float64(slope)).astype(np.float32)
     path = Path(f"phantom_{index:06d}_{channel.name}.nii.gz")
     return Volume(array, grid, stored.dtype, header, path)
+
+
+def _header(grid: Grid, dtype: DTypeLike) -> Any:
+    header: Any = nib.Nifti1Header()
+    header.set_data_dtype(np.dtype(dtype))
+    header.set_data_shape(grid.shape)
+    header.set_xyzt_units("mm")
+    header.set_qform(grid.affine, 1)
+    header.set_sform(grid.affine, 1)
+    return header
 
 
 def require_room(grid: Grid, recipe: Recipe, *, name: str) -> None:
@@ -213,27 +241,39 @@ def require_modality(volume: Volume, channel: Channel) -> None:
         raise IntensityError(f"{what}: {error}") from error
 
 
-def anatomy_channel(recipe: Recipe) -> int:
-    """The channel in which a body is told from air: MR, or else CT, or else the first."""
+def anatomy_channel(recipe: Recipe) -> tuple[int, bool]:
+    """The channel in which a body is told from air: MR, or else CT, or else the first; and if MR.
+
+    Only MR of a head has a skull to leave out and CSF to tell from tissue; CT and PET are taken as
+    whole bodies.
+    """
     kinds = [channel.intensity.kind for channel in recipe.channels]
-    return next((kinds.index(kind) for kind in ("percentile", "window") if kind in kinds), 0)
+    lead = next((kinds.index(kind) for kind in ("percentile", "window") if kind in kinds), 0)
+    return lead, kinds[lead] == "percentile"
 
 
-def _brain(first: Volume, path: str | PathLike[str] | None, is_mr: bool) -> Mask:
-    if path is not None:
-        given = read_mask(path, what="brain mask")
-        first.grid.require_same(given.grid, this=str(first.path), that=str(path))
-        if not given.array.any():
-            raise LabelError(
-                f"{path} is empty; a brain mask needs voxels. Leave it out, or fix it."
-            )
-        return given.array > 0
-    axes = Frame.of(first.grid, first.grid.spacing)
-    image = axes.reorient(first.array)
-    spacing = axes.host_spacing
-    # Only MR of a head has a skull to leave out; CT and PET are taken as whole bodies.
-    inside = find_brain(image, spacing, has_skull=is_mr)
+def body_of(volumes: Sequence[Volume], recipe: Recipe) -> Mask:
+    """Finds the brain in an MR host, and the body in any other, on the host's own voxels."""
+    lead, is_mr = anatomy_channel(recipe)
+    volume = volumes[lead]
+    axes = Frame.of(volume.grid, volume.grid.spacing)
+    inside = find_brain(axes.reorient(volume.array), axes.host_spacing, has_skull=is_mr)
     return np.ascontiguousarray(axes.restore(inside))
+
+
+def _given_brain(volumes: Sequence[Volume], path: str | PathLike[str], recipe: Recipe) -> Mask:
+    lead, is_mr = anatomy_channel(recipe)
+    given = read_mask(path, what="brain mask")
+    volumes[0].grid.require_same(given.grid, this=str(volumes[0].path), that=str(path))
+    inside: Mask = given.array > 0
+    if not inside.any():
+        raise LabelError(f"{path} is empty; a brain mask needs voxels. Leave it out, or fix it.")
+    if is_mr and not (inside & (volumes[lead].array > 0)).any():
+        raise LabelError(
+            f"{path}: the brain mask meets no voxel of the image above 0. Give the brain mask of "
+            f"this very scan."
+        )
+    return inside
 
 
 @dataclass(eq=False)
@@ -277,8 +317,7 @@ class Scan:
                 f"{host.name} has no brain at the voxel size of the weights. Give a brain mask."
             )
         location_map = model.statistics.location_map
-        lead = anatomy_channel(recipe)
-        is_mr = recipe.channels[lead].intensity.kind == "percentile"
+        lead, is_mr = anatomy_channel(recipe)
         site = Site.of(image[lead], brain, taken, location_map, finds_tissue=is_mr)
         site.keep_apart = not allow_overlap
         tensor = torch.from_numpy(image)

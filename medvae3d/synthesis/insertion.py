@@ -25,6 +25,7 @@ from medvae3d.data.volumes import Volume
 from medvae3d.errors import BundleError, SettingError
 from medvae3d.geometry import Grid
 from medvae3d.models.two_stage import TwoStageModel
+from medvae3d.networks.blocks import channels_last
 from medvae3d.seeding import derive_generator
 from medvae3d.synthesis.blending import REACH, border_of, gradient_at
 from medvae3d.synthesis.generator import Sample
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
     Mask = NDArray[np.bool_]
 
+# Fewest and most lesions, where neither a number nor places are given.
+LESIONS = (1, 5)
 # Below this weight a voxel of another size than the weights' keeps its stored value.
 LEAST_CHANGE = 1e-3
 # Voxels of the brain from which the host's own gradients are told.
@@ -94,7 +97,7 @@ def insert_lesions(
     *,
     seed: int,
     index: int = 0,
-    lesions: tuple[int, int] = (1, 5),
+    lesions: tuple[int, int] | None = None,
     volume_ml: tuple[float, float] | None = None,
     at_mm: Sequence[float] | Sequence[Sequence[float]] | None = None,
     mask: Volume | str | PathLike[str] | None = None,
@@ -111,10 +114,11 @@ def insert_lesions(
         recipe: What the network makes.
         seed: Seed of all samples.
         index: Number of this one; the result depends on seed and index alone.
-        lesions: Smallest and largest number of lesions.
+        lesions: Smallest and largest number of lesions; `LESIONS` if not given.
         volume_ml: Smallest and largest volume of a lesion; as in the training set if not given.
         at_mm: Where the centre of a lesion is to lie, in mm along right, anterior, superior; or
-            several such places. There are then as many lesions as places.
+            several such places. There are then as many lesions as places, and ``lesions`` is
+            left out.
         mask: New lesions drawn by the user on the host's grid; only their intensities are made.
         extrapolate: Whether volumes beyond the training set may be asked for.
         allow_overlap: Whether new lesions may lie on others.
@@ -132,8 +136,7 @@ def insert_lesions(
     model = _usable(network, recipe)
     places = _places(at_mm)
     _require_sense(lesions, volume_ml, places, mask)
-    model.eval()
-    model.to(device=torch.device(device), memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    channels_last(model.eval().to(device))
     if temperature is None:
         temperature = recipe.synthesis.temperature
     scan = Scan.of(host, model, recipe, allow_overlap)
@@ -144,11 +147,11 @@ def insert_lesions(
         shapes = Shapes(model, recipe, scan, volume_ml, extrapolate, temperature, rejected)
         if not places:
             generator = derive_generator(seed, "insertion", index)
-            low, high = lesions
+            low, high = lesions or LESIONS
             count = int(torch.randint(low, high + 1, (1,), generator=generator))
             places = [None] * count
         made = [
-            shapes.place(number, len(places), point, (seed, index))
+            shapes.place(number, len(places), point, seed, index)
             for number, point in enumerate(places)
         ]
     generator = derive_generator(seed, "texture", index)
@@ -211,13 +214,18 @@ def _places(at_mm: Any) -> list[Any]:
 
 
 def _require_sense(
-    lesions: tuple[int, int], volume_ml: Any, places: Sequence[Any], mask: Any
+    lesions: tuple[int, int] | None, volume_ml: Any, places: Sequence[Any], mask: Any
 ) -> None:
-    low, high = lesions
+    low, high = lesions or LESIONS
     if not 1 <= low <= high:
         raise SettingError(
             f"the number of lesions is to lie from {low} to {high}; allowed are whole numbers "
             f"from 1 on, the smaller one first."
+        )
+    if lesions is not None and places and not low <= len(places) <= high:
+        raise SettingError(
+            f"the number of lesions is to lie from {low} to {high}, and places were given for "
+            f"{len(places)}; there is one lesion a place. Leave out the number, or the places."
         )
     if volume_ml is not None and not 0 < volume_ml[0] <= volume_ml[1] < float("inf"):
         raise SettingError(
@@ -250,7 +258,9 @@ def _finish(
     zone = weight > LEAST_CHANGE
     before, image = host.image, host.image
     for channel, values in enumerate(image):
-        values[zone] = host.as_stored(channel, values[zone] + change[channel][zone])
+        # No darker than the host anywhere: magnitudes and uptake have no values below 0.
+        made = np.maximum(values[zone] + change[channel][zone], values.min())
+        values[zone] = host.as_stored(channel, made)
     label = host.label.astype(np.uint8)
     label[scan.added & (label == 0)] = recipe.values[1]
     records = [_describe(scan, recipe, lesion, before, image, zone) for lesion in lesions]

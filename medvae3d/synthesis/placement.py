@@ -154,8 +154,9 @@ def centre_of(mask: Mask) -> tuple[int, int, int]:
 
 
 def find_tissue(image: Floats, brain: Mask) -> Mask:
-    """Brain without CSF, by brightness."""
-    middle = float(np.median(image[brain]))
+    """Brain without CSF, by brightness; values up to 0 are air that a rough mask includes."""
+    seen = image[brain & (image > 0)]
+    middle = float(np.median(seen)) if seen.size else 0.0
     low, high = (share * middle for share in TISSUE_RANGE)
     tissue: Mask = brain & (image > low) & (image < high)
     return tissue

@@ -90,7 +90,7 @@ class Shapes:
         self.rejected = rejected
 
     def place(
-        self, number: int, count: int, point: Sequence[float] | None, key: tuple[int, int]
+        self, number: int, count: int, point: Sequence[float] | None, seed: int, index: int
     ) -> Lesion:
         """Draws shapes until one is plausible and finds a place.
 
@@ -98,7 +98,8 @@ class Shapes:
             number: Which lesion of the host this is.
             count: How many there will be.
             point: Where to, in mm; drawn if ``None``.
-            key: Seed and index of the sample.
+            seed: Seed of all samples.
+            index: Number of this sample.
 
         Raises:
             RangeError: If the place asked for lies outside of the host or its brain.
@@ -106,19 +107,19 @@ class Shapes:
         """
         centre = None if point is None else self._centre(point)
         reasons: Counter[str] = Counter()
-        tried = self.scan.site.refused.total()
+        before = self.scan.site.refused.copy()
         for attempt in range(self.recipe.synthesis.max_attempts):
-            generator = derive_generator(*key[:1], "lesion", key[1], number, attempt)
+            generator = derive_generator(seed, "lesion", index, number, attempt)
             found = self._attempt(generator, centre)
             if isinstance(found, Lesion):
                 self.scan.site.take(found.mask, found.start)
                 self.scan.added[found.host_box] |= found.host_mask
-                places = self.scan.site.refused.total() - tried + 1
-                found.record["attempts"] = {"shapes": attempt + 1, "places": places}
+                places = (self.scan.site.refused - before).total()
+                found.record["attempts"] = {"shapes": attempt + 1, "places": places + 1}
                 return found
             reasons[found] += 1
             self.rejected[found] += 1
-        refused = self.scan.site.refused
+        refused = self.scan.site.refused - before
         listed = ", ".join(f"{why} ({n})" for why, n in sorted(reasons.items()))
         spots = ", ".join(f"{why} ({n})" for why, n in sorted(refused.items())) or "none"
         raise RejectionError(

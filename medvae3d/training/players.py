@@ -101,19 +101,25 @@ class Player:
         """Runs one step of the player."""
         raise TypeError(f"{type(self).__name__} does not say what its turn is")
 
-    def _update(self, loss: Tensor, turn: Turn) -> None:
-        """Adds the gradient of a loss, averages over processes, and steps when it is time."""
+    def _update(self, loss: Tensor | None, turn: Turn) -> None:
+        """Adds the gradient of a loss, averages over processes, and steps when it is time.
+
+        ``None`` stands for a batch with nothing to learn from. Other processes may have something,
+        so this one takes its part in the average all the same; they would wait for it forever.
+        """
         if turn.is_first:
             self.optimizer.zero_grad(set_to_none=True)
-        loss = loss / turn.accumulate
-        (turn.scaler.scale(loss) if turn.scaler else loss).backward()
+        if loss is not None:
+            loss = loss / turn.accumulate
+            (turn.scaler.scale(loss) if turn.scaler else loss).backward()
         if not turn.is_last:
+            return
+        parameters = average_gradients(self.parameters())
+        if not parameters:
             return
         if self.rate is not None:
             for group, first in zip(self.optimizer.param_groups, self._rates, strict=True):
                 group["lr"] = first * self.rate(turn.step)
-        parameters = [p for p in self.parameters() if p.grad is not None]
-        average_gradients(parameters)
         if turn.scaler:
             turn.scaler.unscale_(self.optimizer)
         limit = self.clip_norm or float("inf")
@@ -132,21 +138,30 @@ class Player:
         self.optimizer.step()
 
 
-def average_gradients(parameters: list[nn.Parameter]) -> None:
-    """Averages gradients over processes, if there are several.
+def average_gradients(parameters: list[nn.Parameter]) -> list[nn.Parameter]:
+    """Averages gradients over the processes that have any, and returns what has a gradient then.
 
     The flow differentiates inside of its forward pass and several losses share one network, which
     the hooks of ``DistributedDataParallel`` do not expect; one flat reduction after the backward
-    pass does the same work.
+    pass does the same work. All parameters take part in it, whatever a process has learned in this
+    step, as reductions of different sizes would not meet.
     """
+    known = [p for p in parameters if p.grad is not None]
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return
-    grads = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([grad.reshape(-1) for grad in grads])
+        return known
+    facts = torch.tensor([bool(known), *(p.grad is not None for p in parameters)])
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = torch.cat([facts.to(grads[0]), *(grad.reshape(-1) for grad in grads)])
     dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    for grad, piece in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
-        grad.copy_(piece.reshape(grad.shape))
+    (learned, *counts), flat = flat[: len(facts)].tolist(), flat[len(facts) :]
+    flat /= max(learned, 1.0)
+    averaged = []
+    pieces = flat.split([grad.numel() for grad in grads])
+    for p, grad, count, piece in zip(parameters, grads, counts, pieces, strict=True):
+        if count:
+            p.grad = grad.copy_(piece.reshape(grad.shape))
+            averaged.append(p)
+    return averaged
 
 
 class ModelPlayer(Player):
@@ -181,6 +196,7 @@ class ModelPlayer(Player):
     def play(self, turn: Turn, autocast: Any) -> None:
         batch = self.select(turn.batch) if self.select else turn.batch
         if not len(batch["mask"]):
+            self._update(None, turn)
             return
         with autocast():
             trace = self.model.trace(batch, turn.generator, with_flow=turn.step >= self.flow_start)
@@ -235,6 +251,7 @@ class DiscriminatorPlayer(Player):
 
     def play(self, turn: Turn, autocast: Any) -> None:
         if self.source not in turn.traces:
+            self._update(None, turn)
             return
         trace, batch = turn.traces[self.source]
         self.network.requires_grad_(True)

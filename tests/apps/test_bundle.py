@@ -15,6 +15,7 @@ import torch
 import medvae3d
 from medvae3d.apps import catalogue
 from medvae3d.apps.bundle import Bundle, load_bundle
+from medvae3d.data.volumes import write_volume
 from medvae3d.errors import (
     BundleError,
     OutputError,
@@ -22,6 +23,7 @@ from medvae3d.errors import (
     SettingError,
     UnreadableFileError,
 )
+from medvae3d.geometry import Grid
 
 
 @pytest.fixture(scope="module")
@@ -301,3 +303,20 @@ def test_volumes_by_label_are_not_for_lesions_in_hosts(two_stage, tmp_path):
     hosts = [[tmp_path / "a.nii.gz", tmp_path / "b.nii.gz"]]
     with pytest.raises(SettingError, match="one volume each"):
         load_bundle(two_stage).generate(1, hosts=hosts, volume_ml={"tumour": (1.0, 2.0)})
+
+
+def test_a_brain_mask_says_where_lesions_may_go(inserting, tmp_path):
+    made = inserting.write(tmp_path / "made", 1, 3, **OPTIONS)
+    images = sorted((made / "imagesTr").iterdir())
+    grid = Grid.from_image(nib.load(images[0]))
+    brain = np.zeros(grid.shape, np.uint8)
+    brain[: grid.shape[0] // 2, 8:38, 8:34] = 1
+    write_volume(tmp_path / "brain.nii.gz", brain, grid)
+    wanted = {"hosts": [images], "host_brains": [tmp_path / "brain.nii.gz"], "lesions": (2, 2)}
+    (sample,) = inserting.generate(1, 4, volume_ml=(4.0, 8.0), **wanted)
+    assert brain[sample.inserted.added].mean() > 0.95
+    assert sample.record["options"]["host_brains"][0]["file"] == "brain.nii.gz"
+    with pytest.raises(SettingError, match="2 host brain masks for 1 hosts"):
+        inserting.generate(1, 4, hosts=[images], host_brains=["a.nii.gz", "b.nii.gz"])
+    with pytest.raises(SettingError, match="a place was given for one"):
+        inserting.generate(1, 4, hosts=[images], at_mm=(0, 0, 0), lesions=(2, 3))

@@ -9,10 +9,11 @@ from typing import Any
 
 import jsonschema
 import pytest
+import torch
 from monai.bundle import ConfigParser
 from monai.bundle.config_item import ComponentLocator
 from monai.utils import optional_import
-from small_bundles import BUNDLES, INSERTING, JOINT, NAMES, config, read
+from small_bundles import BUNDLES, INSERTING, JOINT, NAMES, config, read, shrunk
 
 from medvae3d.apps.bundle import RECIPE_IDS
 from medvae3d.synthesis.recipe import Recipe
@@ -127,7 +128,12 @@ def test_recipe_can_be_read(name: str) -> None:
 
 @every
 def test_network_takes_dropout(name: str) -> None:
-    assert config(name, "inference")["network_def"]["dropout"] == 0.0
+    content = shrunk(config(name, "inference"))
+    assert content["network_def"]["dropout"] == 0.0
+    content["network_def"]["dropout"] = 0.3
+    network = ConfigParser(content).get_parsed_content("network_def")
+    rates = {layer.p for layer in network.modules() if isinstance(layer, torch.nn.Dropout3d)}
+    assert rates == {0.3}
 
 
 @pytest.mark.parametrize("names", [JOINT, INSERTING])
@@ -184,6 +190,7 @@ def test_metadata_agrees_with_the_configurations(name: str) -> None:
     channels = [channel["name"] for channel in content["channels"]]
     assert image["channel_def"] == {str(index): each for index, each in enumerate(channels)}
     assert pred["channel_def"] == {str(value): key for key, value in content["labels"].items()}
+    assert pred["channel_def"]["0"] == "background"
     assert image["num_channels"] == len(channels)
     assert pred["num_channels"] == 1 + len(channels), "the field of the mask, then the image"
     assert image["spatial_shape"] == pred["spatial_shape"] == content["spatial_shape"]
@@ -229,6 +236,8 @@ def test_inference_stands_alone(name: str) -> None:
     assert "initialize" not in content, "MONAI Label never evaluates it"
     assert not [text for text in texts(content) if text.startswith("%") or ".json" in text]
     assert content["bundle_root"] == "."
+    # MONAI Label reads relative names from a folder of its own.
+    assert not [text for text in texts(config(name, "train")) if re.match(r"%.*\.json", text)]
     assert content["handlers"][0]["_disabled_"] == "$not os.path.exists(@ckpt_path)"
 
 
@@ -277,7 +286,7 @@ def test_training_has_what_label_overrides(name: str) -> None:
 def test_only_the_first_process_prints_and_writes(name: str) -> None:
     content = config(name, "train")
     loud = {"StatsHandler", "TensorBoardStatsHandler", "HistoryWriter", "ProgressLog",
-            "ValidationWriter", "PriorFitter", "WeightsSaver"}  # fmt: skip
+            "ValidationWriter", "GrainFitter", "PriorFitter", "WeightsSaver"}  # fmt: skip
     for part in ("train", "validate"):
         for entry in content[part]["handlers"]:
             is_quiet = str(entry.get("_disabled_", "")).startswith("$@rank > 0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import sys
@@ -25,12 +26,12 @@ from medvae3d.apps.inference import (
     UnpackSampledd,
     find_hosts,
     host_items,
-    host_scan,
 )
 from medvae3d.apps.label import PublishSyntheticd, label_app
 from medvae3d.errors import GridError, RangeError, SettingError, UnreadableFileError
 from medvae3d.geometry import Grid
 from medvae3d.models.statistics import TrainingStatistics
+from medvae3d.synthesis.hosts import host_in_memory
 from medvae3d.synthesis.recipe import Recipe
 
 Trained = Callable[[str], Path]
@@ -254,10 +255,10 @@ def test_host_that_cannot_hold_a_lesion_is_refused() -> None:
     made = Recipe.from_config(recipe)
     small = Grid.centred((10, 40, 40), (1.0, 1.0, 1.0))
     with pytest.raises(GridError, match="10 x 40 x 40"):
-        host_scan(np.random.default_rng(0).random((1, *small.shape), np.float32), small, made)
+        host_in_memory(np.random.default_rng(0).random((1, *small.shape), np.float32), small, made)
     large = Grid.centred((40, 40, 40), (1.0, 1.0, 1.0))
     with pytest.raises(SettingError, match="2 channels; these weights need 1: FLAIR"):
-        host_scan(np.zeros((2, *large.shape), np.float32), large, made)
+        host_in_memory(np.zeros((2, *large.shape), np.float32), large, made)
 
 
 # -- as MONAI Label does it ---------------------------------------------------------------------
@@ -296,9 +297,22 @@ def test_label_gets_the_mask_that_a_run_writes(name: str, trained: Trained, tmp_
     assert data["pred"].dtype == torch.uint8
     written = np.asarray(nib.load(files["anisotropic0_mask.nii.gz"]).dataobj)
     np.testing.assert_array_equal(data["pred"][0].numpy(), written)
+    torch.manual_seed(99)  # what other requests did before changes nothing
+    again = label_request(trained(name), host, seed=4)
+    assert torch.equal(again["synthetic"], data["synthetic"])
     other = label_request(trained(name), host, seed=5)
     assert not torch.equal(other["synthetic"], data["synthetic"])
     assert "result" not in data
+
+
+def test_monai_label_is_not_imported_with_the_package() -> None:
+    found = [
+        f"{path.name}:{node.lineno}"
+        for path in Path(medvae3d.__file__).parent.rglob("*.py")
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, (ast.Import, ast.ImportFrom)) and "monailabel" in ast.unparse(node)
+    ]
+    assert found == []
 
 
 def test_publishing_does_nothing_without_a_server() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +31,11 @@ from medvae3d.models.latent import Condition
 from medvae3d.models.two_stage import TwoStageModel
 from medvae3d.probability.likelihoods import BernoulliMask, GaussianImage
 from medvae3d.synthesis import blending, painting
-from medvae3d.synthesis.hosts import HostScan, phantom_host, read_host
+from medvae3d.synthesis.hosts import HostScan, Scan, phantom_host, read_host
 from medvae3d.synthesis.insertion import Inserted, insert_lesions
 from medvae3d.synthesis.levels import allowed_error
 from medvae3d.synthesis.recipe import Recipe
+from medvae3d.synthesis.shapes import Shapes
 
 SIDE = 16
 VOLUMES_ML = (0.6, 4.0)
@@ -63,7 +66,7 @@ def network(channels: int = 1) -> TwoStageModel:
 
 
 def _lump(z: torch.Tensor, condition: Condition) -> dict[str, Any]:
-    places = torch.linspace(-1, 1, SIDE)
+    places = torch.linspace(-1, 1, SIDE, device=z.device)
     grid = torch.stack(torch.meshgrid(places, places, places, indexing="ij"))
     axes = (0.3 * torch.tanh(z[0, :3])).exp().reshape(3, 1, 1, 1)
     distance = (grid / axes).square().sum(0).sqrt()
@@ -71,14 +74,14 @@ def _lump(z: torch.Tensor, condition: Condition) -> dict[str, Any]:
     return {"mask": BernoulliMask(6 * (0.4 - distance + rough)[None, None])}
 
 
-def sharing(model: TwoStageModel) -> TwoStageModel:
-    """Makes the second stage one that carries the surroundings on and adds a bright lesion."""
+def sharing(model: TwoStageModel, brighter: float = 0.5) -> TwoStageModel:
+    """Makes the second stage one that carries the surroundings on and adds a lesion."""
 
     def decode(z: torch.Tensor, condition: Condition) -> dict[str, Any]:
         mask, soft, _, context, known = condition.maps.unbind(1)  # type: ignore[union-attr]
         blur = [torch.from_numpy(ndimage.gaussian_filter(x.numpy(), 2)) for x in (context, known)]
         filled = known * context + (1 - known) * blur[0] / (blur[1] + 1e-3)
-        return {"image": GaussianImage((filled + 0.5 * (mask + soft))[:, None], torch.ones(1))}
+        return {"image": GaussianImage((filled + brighter * (mask + soft))[:, None], torch.ones(1))}
 
     model.texture.decode = decode  # type: ignore[method-assign]
     return model
@@ -345,6 +348,7 @@ def test_contradictions_are_refused(phantom: HostScan) -> None:
         {"lesions": (3, 2)},
         {"volume_ml": (2.0, 1.0)},
         {"at_mm": (1.0, 2.0)},
+        {"at_mm": (-34.0, 6.0, 18.0), "lesions": (2, 3)},
         {"mask": "mask.nii.gz", "volume_ml": (1.0, 2.0)},
         {"mask": "mask.nii.gz", "at_mm": (0.0, 0.0, 0.0)},
     ):
@@ -375,6 +379,25 @@ def test_no_room_is_told_with_counts(phantom: HostScan) -> None:
     with pytest.raises(RejectionError, match=says):
         insert(full, lesions=(2, 2))
     assert insert(full, lesions=(2, 2), allow_overlap=True).added.any()
+
+
+def test_refusals_are_those_of_the_lesion_that_finds_no_place(phantom: HostScan) -> None:
+    full = HostScan(phantom.volumes, phantom.brain.astype(np.uint8), phantom.brain, "full")
+    model, told = network(), recipe()
+    scan = Scan.of(full, model, told, allow_overlap=False)
+    scan.site.refused["mostly in CSF"] = 7  # of a lesion before this one
+    shapes = Shapes(model, told, scan, None, False, 1.0, Counter())
+    with pytest.raises(RejectionError, match=r"places refused: [^m]*on or beside") as raised:
+        shapes.place(1, 2, None, seed=0, index=0)
+    assert "mostly in CSF (7)" not in str(raised.value)
+
+
+@pytest.mark.gpu
+def test_a_gpu_puts_in_what_the_cpu_does(phantom: HostScan) -> None:
+    here, there = (insert(phantom, lesions=(3, 3), device=name) for name in ("cpu", "cuda"))
+    assert (here.label != there.label).sum() <= 2
+    off = np.abs(here.image - there.image)[:, here.label == there.label]
+    assert np.quantile(off, 0.999) < 0.2  # two steps of storage
 
 
 # -- exactness and blending -----------------------------------------------------------------------
@@ -482,6 +505,20 @@ def test_grain_is_noise_without_edges() -> None:
     grain = blending.grain_of((noise + edge)[None], [strength])[0]
     assert np.abs(grain).max() < 5
     assert 1 < grain[:8].std() < 2
+
+
+def test_nothing_is_darker_than_the_host(phantom: HostScan) -> None:
+    """A lesion at the lower end of the scale, in a scan whose darkest tissue is there too."""
+    volume = phantom.volumes[0]
+    least = float(np.percentile(volume.array[phantom.brain], 30))
+    array = np.maximum(volume.array, least)
+    header = volume.header.copy()
+    header.set_data_dtype(np.float32)
+    header["scl_slope"], header["scl_inter"] = 1, 0
+    raised = replace(volume, array=array, header=header, dtype=np.dtype(np.float32))
+    made = insert(replace(phantom, volumes=(raised,)), sharing(network(), -3.0), lesions=(2, 2))
+    assert (made.image[0][made.added] == least).any()
+    assert made.image.min() == least
 
 
 @pytest.mark.parametrize("seed", range(3))

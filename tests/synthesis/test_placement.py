@@ -134,6 +134,15 @@ def test_ventricles_are_no_tissue() -> None:
         assert tissue.sum() > 0.85 * brain.sum()
 
 
+def test_air_in_a_rough_brain_mask_is_no_tissue() -> None:
+    case = phantom_case(0, (60, 70, 56), (3.0, 3.0, 3.0), (0, 0))
+    brain = case.brain > 0
+    image = np.where(brain, case.image[0], 0)
+    rough = np.ones(brain.shape, bool)
+    assert brain.mean() < 0.5
+    np.testing.assert_array_equal(find_tissue(image, rough), find_tissue(image, brain))
+
+
 def test_a_body_is_filled_where_there_is_no_skull_to_find() -> None:
     i, j, k = np.meshgrid(*map(np.arange, (40, 40, 20)), indexing="ij")
     body = (i - 20) ** 2 + (j - 20) ** 2 < 15**2
