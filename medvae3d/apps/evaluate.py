@@ -25,7 +25,14 @@ from typing import Any
 from medvae3d import __version__
 from medvae3d.apps.console import Stopwatch
 from medvae3d.apps.evaluate_cases import Frame, Read, read_sets
-from medvae3d.apps.evaluate_lists import CaseList, choose, of_same_names, open_list, subset
+from medvae3d.apps.evaluate_lists import (
+    CaseList,
+    choose,
+    first_channels,
+    of_same_names,
+    open_list,
+    subset,
+)
 from medvae3d.apps.evaluate_model import BundleModel
 from medvae3d.apps.evaluate_sections import (
     Judged,
@@ -67,6 +74,7 @@ def evaluate(
     shape: Sequence[int] | None = None,
     intensity: str | None = None,
     labels: Mapping[str, int] | None = None,
+    channels: int | None = None,
     most: int | None = None,
     viewer_cases: int = 6,
     seed: int = 0,
@@ -94,6 +102,8 @@ def evaluate(
         shape: Voxels of all cases; the largest of the real ones by default.
         intensity: ``range`` or ``percentile``, see `read_sets`.
         labels: Names and values of the labels, in place of what the lists say.
+        channels: Channel files of each case that are looked at, from the first on; those that the
+            bundle makes if one is given, else all.
         most: Cases of each set at most, drawn by seed.
         viewer_cases: Cases in the viewer of the page; none for no pictures of cases at all.
         seed: Seed of everything that is random.
@@ -115,6 +125,9 @@ def evaluate(
     started, watch = datetime.now(timezone.utc), Stopwatch()
     bar = _Bar(progress, wanted)
     lists = _lists(real, synthetic, reference, real_split, synthetic_split, paired)
+    if channels is None and model is not None:
+        channels = len(model.schemes)
+    lists = {name: first_channels(each, channels) for name, each in lists.items()}
     lists = _drawn(lists, most, seed, paired)
     read = read_sets(
         lists,

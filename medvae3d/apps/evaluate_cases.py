@@ -264,8 +264,9 @@ def _common_channels(
         if counts[name] != counts["real"]:
             raise DataListError(
                 f"{lists['real'].path} has {counts['real']} channels, {each.path} has "
-                f"{counts[name]}; both need the same channels in the same order. List one file a "
-                f"channel, or leave channels out of one of the lists."
+                f"{counts[name]}; both need the same channels in the same order. Take the first "
+                f"{min(counts.values())} files of each case with --channels "
+                f"{min(counts.values())}, or correct one of the lists."
             )
     wanted = counts["real"]
     for each in lists.values():

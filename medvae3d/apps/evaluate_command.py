@@ -73,6 +73,14 @@ def evaluate(
         str | None,
         typer.Option(metavar="N", rich_help_panel=WHICH, help="At most N cases of each set."),
     ] = None,
+    channels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K",
+            rich_help_panel=WHICH,
+            help="Only the first K channel files of each case.",
+        ),
+    ] = None,
     spacing: Annotated[
         str | None,
         typer.Option(
@@ -117,6 +125,7 @@ def evaluate(
         "seed": parse_whole(seed, "--seed"),
         "viewer_cases": parse_whole(viewer_cases, "--viewer-cases"),
         "most": None if most is None else parse_whole(most, "--most", least=2),
+        "channels": None if channels is None else parse_whole(channels, "--channels", least=1),
         "spacing_mm": None
         if spacing is None
         else parse_triple(spacing, "--spacing", float, above=0),

@@ -170,6 +170,22 @@ def subset(
     )
 
 
+def first_channels(listed: CaseList, count: int | None) -> CaseList:
+    """The first channel files of each case; cases with fewer, or with one file, stay as they are.
+
+    Args:
+        listed: The cases.
+        count: How many; all if ``None``.
+    """
+    if count is None or all(len(case.image) <= count for case in listed.cases):
+        return listed
+    cases = tuple(replace(case, image=case.image[:count]) for case in listed.cases)
+    text = f"only the first {count} channel files of the cases of {listed.path} are looked at"
+    return replace(
+        listed, cases=cases, channels=listed.channels[:count], warnings=(*listed.warnings, text)
+    )
+
+
 def of_same_names(real: CaseList, synthetic: CaseList) -> tuple[CaseList, CaseList]:
     """The cases of both lists that have a partner of the same name in the other, by name.
 

@@ -77,6 +77,11 @@ def generate(
         typer.Option(metavar="L.nii.gz", rich_help_panel=HOSTS,
                      help="Lesions that a host has already; once for each host."),
     ] = None,
+    host_brain: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="B.nii.gz", rich_help_panel=HOSTS,
+                     help="Mask of the brain, instead of finding it; once for each host."),
+    ] = None,
     allow_overlap: Annotated[
         bool,
         typer.Option("--allow-overlap", rich_help_panel=HOSTS,
@@ -100,6 +105,7 @@ def generate(
         "mask": mask,
         "hosts": tuple(host or ()),
         "host_labels": tuple(host_label or ()),
+        "host_brains": tuple(host_brain or ()),
         "lesions": None if lesions is None else parse_range(lesions, "--lesions", int),
         "at_mm": None if at is None else parse_triple(at, "--at", float),
         "allow_overlap": allow_overlap,
@@ -128,13 +134,15 @@ def require_usable(
     samples = bundle.generate(count, seed, **options)
     require_own_folder(out, samples.run)
     hosts, labels = options["hosts"], options["host_labels"]
+    brains = options.get("host_brains", ())
     channels = len(bundle.recipe.channels)
     drawn = None
     if hosts and options["mask"] is not None:
         drawn = read_mask(options["mask"], bundle.recipe.values, what="mask")
     for number in range(len(hosts) // channels):
         files = hosts[number * channels : (number + 1) * channels]
-        scan = read_host(files, labels[number] if labels else None, bundle.recipe)
+        label, brain = (each[number] if each else None for each in (labels, brains))
+        scan = read_host(files, label, bundle.recipe, brain=brain)
         if drawn is not None:
             scan.grid.require_same(drawn.grid, this=str(files[0]), that=str(drawn.path))
 

@@ -185,6 +185,20 @@ def test_lesions_are_put_into_hosts(cli, bundles, scan, tmp_path):
     assert made.sum() > known.sum()
 
 
+def test_lesions_stay_in_the_brain_that_is_given(cli, bundles, scan, tmp_path):
+    out, ct = tmp_path / "out", nib.load(scan / "ct.nii.gz")
+    brain = np.zeros(ct.shape, np.uint8)
+    brain[: ct.shape[0] // 2] = 1
+    write_volume(tmp_path / "brain.nii.gz", brain, Grid.from_image(ct))
+    hosts = ("--host", scan / "pet.nii.gz", "--host", scan / "ct.nii.gz")
+    words = ("--host-brain", tmp_path / "brain.nii.gz", "--count", 3, "--lesions", "1:1")
+    done = cli("generate", bundles / "stages", *hosts, *words, "--out", out)
+    assert done.code == 0, done.error
+    for path in (out / "labelsTr").iterdir():
+        made = np.asarray(nib.load(path).dataobj) > 0
+        assert brain[made].mean() > 0.9
+
+
 def test_a_lesion_goes_where_it_is_wanted(cli, bundles, scan, tmp_path):
     """The first number is negative, and yet no option."""
     out = tmp_path / "out"

@@ -11,7 +11,13 @@ import torch
 
 from medvae3d.apps import evaluate_cases
 from medvae3d.apps.evaluate_cases import read_sets
-from medvae3d.apps.evaluate_lists import choose, common_labels, declared_labels, open_list
+from medvae3d.apps.evaluate_lists import (
+    choose,
+    common_labels,
+    declared_labels,
+    first_channels,
+    open_list,
+)
 from medvae3d.data.datalists import Case, write_datalist
 from medvae3d.data.volumes import write_volume
 from medvae3d.errors import DataListError, LabelError, SettingError, UnreadableFileError
@@ -114,6 +120,19 @@ def test_lists_with_other_channels_are_refused_with_both_named(tmp_path):
     lists = sets(real=tmp_path / "real/list.json", synthetic=tmp_path / "made/list.json")
     with pytest.raises(DataListError, match=r"real/list.json has 2 channels.*made/list.json has 1"):
         read_sets(lists)
+
+
+def test_the_first_channels_of_a_list_can_be_taken(tmp_path):
+    arrays = volumes(2, 0, 2)
+    for name, channels in (("real", 2), ("made", 1)):
+        (tmp_path / name).mkdir()
+        write_list(tmp_path / name, [array[:channels] for array in arrays], boxes(2))
+    lists = sets(real=tmp_path / "real/list.json", synthetic=tmp_path / "made/list.json")
+    one = {name: first_channels(each, 1) for name, each in lists.items()}
+    read = read_sets(one)
+    assert torch.equal(read.sets["real"].image, read.sets["synthetic"].image)
+    assert any("only the first 1 channel files" in text for text in read.warnings)
+    assert one["synthetic"] is lists["synthetic"]
 
 
 def test_lists_with_other_labels_are_refused_unless_the_labels_are_named(tmp_path):

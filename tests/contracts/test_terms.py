@@ -46,6 +46,7 @@ TERMS = {
     "overlap": overlap,
     "hinge": AdversarialScore(JUDGE),
     "least squares": AdversarialScore(JUDGE, kind="least_squares", mask_smoothing=0.5),
+    "logistic": AdversarialScore(JUDGE, kind="logistic"),
     "feature matching": FeatureMatching(JUDGE),
     "perceptual, 3-D": Perceptual(RandomFeatureDistance()),
     "perceptual, 2.5-D": Perceptual(RandomFeatureDistance(dims=2)),
