@@ -67,6 +67,8 @@ class LatentModel(nn.Module):
       0 where a channel was not observed
     - ``mask``: :math:`(B, 1, I, J, K)`, integer label values; ``mask_valid``:
       :math:`(B, 1, 1, 1, 1)`, 0 where it was not observed
+    - ``mask_probability``: :math:`(B, N - 1, I, J, K)`, what the encoder reads in place of ``mask``
+      if it is there: the probability of each label but background, as a decoder makes them
     - ``attributes``: :math:`(B, F)`, standardised
 
     Args:
@@ -204,8 +206,10 @@ class LatentModel(nn.Module):
                 if self.training and self.mask_dropout:
                     keep = _coin(1 - self.mask_dropout, mask, generator)
                     seen = seen * keep.reshape(-1, 1, 1, 1, 1)
-            one_hot = torch.cat([(mask == value).float() for value in self.values[1:]], dim=1)
-            parts += [one_hot * seen, seen]
+            labels = batch.get("mask_probability")
+            if labels is None:
+                labels = torch.cat([(mask == value).float() for value in self.values[1:]], dim=1)
+            parts += [labels * seen, seen]
         if condition.maps is not None:
             parts.append(condition.maps)
         return torch.cat(parts, dim=1).contiguous(memory_format=torch.channels_last_3d)

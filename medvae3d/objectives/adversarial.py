@@ -7,17 +7,19 @@ the hinge,
     \mathcal L_D = \tfrac12 \big[\overline{\max(0, 1 - D(x))}
         + \overline{\max(0, 1 + D(\hat x))}\big], \qquad \mathcal L_G = -\overline{D(\hat x)},
 
-and with least squares :math:`\tfrac12[\overline{(D(x) - 1)^2} + \overline{D(\hat x)^2}]` and
-:math:`\overline{(D(\hat x) - 1)^2}`. Both pairs are written out: MONAI's ``PatchAdversarialLoss``
-puts a tanh or a leaky rectifier before them, which is another loss.
+with least squares :math:`\tfrac12[\overline{(D(x) - 1)^2} + \overline{D(\hat x)^2}]` and
+:math:`\overline{(D(\hat x) - 1)^2}`, and with the logistic loss
+:math:`-\tfrac12[\overline{\log \sigma(D(x))} + \overline{\log(1 - \sigma(D(\hat x)))}]` and
+:math:`-\overline{\log \sigma(D(\hat x))}`. All pairs are written out: MONAI's
+``PatchAdversarialLoss`` puts a tanh or a leaky rectifier before them, which is another loss.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -33,27 +35,32 @@ if TYPE_CHECKING:
 
 Discriminator: TypeAlias = Callable[[Tensor], list[Tensor]]
 
-KINDS = ("hinge", "least_squares")
+KINDS = ("hinge", "least_squares", "logistic")
 
 
-def _require_kind(kind: str) -> None:
+def require_kind(kind: str) -> None:
+    """Checks the name of an adversarial loss."""
     if kind not in KINDS:
         raise SettingError(f"adversarial loss {kind!r}; allowed are {', '.join(KINDS)}.")
 
 
 def generator_score(logits: Tensor, kind: str = "hinge") -> Tensor:
     """How far fakes are from passing for real, mean over patches, ``(B,)``."""
-    _require_kind(kind)
+    require_kind(kind)
     logits = logits.float().flatten(1)
+    if kind == "logistic":
+        return F.softplus(-logits).mean(1)
     return -logits.mean(1) if kind == "hinge" else (logits - 1).square().mean(1)
 
 
 def discriminator_score(real: Tensor, fake: Tensor, kind: str = "hinge") -> Tensor:
     """The discriminator's own loss from logits of real volumes and fakes, a scalar."""
-    _require_kind(kind)
+    require_kind(kind)
     real, fake = real.float(), fake.float()
     if kind == "hinge":
         return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+    if kind == "logistic":
+        return 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
     return 0.5 * ((real - 1).square().mean() + fake.square().mean())
 
 
@@ -67,7 +74,7 @@ def discriminator_loss(
     """
     real_logits = discriminator(real.detach())[-1]
     fake_logits = discriminator(fake.detach())[-1]
-    middle = 0.0 if kind == "hinge" else 0.5
+    middle = 0.5 if kind == "least_squares" else 0.0
     right = (real_logits.detach() > middle).float().mean()
     right = right + (fake_logits.detach() <= middle).float().mean()
     return discriminator_score(real_logits, fake_logits, kind), 0.5 * right
@@ -88,13 +95,20 @@ def pair(batch: Batch, *, trace: Trace, real: bool, mask_smoothing: float = 0.0)
         mask_smoothing: Standard deviation in voxels of a Gaussian over both masks. Binary against
             soft values would make the task trivial; 0.7 is a good value for a model of masks alone.
     """
+    return stacked(batch, trace.heads, real=real, mask_smoothing=mask_smoothing)
+
+
+def stacked(
+    batch: Batch, heads: Mapping[str, Any], *, real: bool, mask_smoothing: float = 0.0
+) -> Tensor:
+    """The volumes of :func:`pair` from heads alone, such as those of a latent from the prior."""
     parts: list[Tensor] = []
-    if "image" in trace.heads:
-        image = batch["image"].float() if real else trace.heads["image"].mode()
+    if "image" in heads:
+        image = batch["image"].float() if real else heads["image"].mode()
         parts.append(_where_valid(image, valid_for("image", batch)))
     mask = batch.get("mask")
-    if "mask" in trace.heads:
-        head = trace.heads["mask"]
+    if "mask" in heads:
+        head = heads["mask"]
         parts.append(head.encode(mask) if real else head.foreground())
     elif mask is not None:
         parts.append((mask > 0).float())
@@ -129,7 +143,7 @@ class AdversarialScore:
     Attributes:
         discriminator: The judge. Its parameters receive no gradient from this term.
         start: First step at which the term counts; before, the discriminator is not even asked.
-        kind: ``hinge`` or ``least_squares``.
+        kind: ``hinge``, ``least_squares`` or ``logistic``.
         mask_smoothing: See :func:`pair`.
     """
 
@@ -139,7 +153,7 @@ class AdversarialScore:
     mask_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        _require_kind(self.kind)
+        require_kind(self.kind)
 
     def __call__(self, trace: Trace, batch: Batch) -> Tensor:
         fake = pair(batch, trace=trace, real=False, mask_smoothing=self.mask_smoothing)
