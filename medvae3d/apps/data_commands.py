@@ -1,4 +1,4 @@
-"""The commands under ``medvae3d data``: checking a list, drawing phantoms, listing public sets."""
+"""The commands under ``medvae3d data``: import, checking a list, phantoms, public data sets."""
 
 from __future__ import annotations
 
@@ -20,12 +20,18 @@ from medvae3d.apps.console import (
     text_of,
     times,
 )
+from medvae3d.apps.data_import_command import align_data, export_data, import_data
 from medvae3d.errors import SettingError
 
 if TYPE_CHECKING:
     from medvae3d.data.integrity import CaseReport, IntegrityReport
 
-app = typer.Typer(no_args_is_help=True, help="Check data lists, draw phantoms, list public sets.")
+app = typer.Typer(
+    no_args_is_help=True, help="Import and check data, draw phantoms, list public sets."
+)
+app.command("import")(import_data)
+app.command("align")(align_data)
+app.command("export")(export_data)
 
 
 @app.command()
@@ -53,14 +59,15 @@ def check(
     if report == "-":
         say(found.to_json())
     else:
-        _print_report(found)
+        print_report(found)
     if report not in (None, "-"):
         write_bytes(report, found.to_json().encode() + b"\n")
         say(f"report: {report}")
     context.exit(found.exit_code)
 
 
-def _print_report(report: IntegrityReport) -> None:
+def print_report(report: IntegrityReport) -> None:
+    """Prints what a check found, as tables and a line for each finding."""
     console = output()
     columns = ("case", "split", "shape", "spacing mm", "axes", ">channels", "labels ml",
                ">lesions", "their volumes ml", ">offset mm")  # fmt: skip

@@ -1,4 +1,4 @@
-"""The command ``medvae3d data import``: data sets of other formats, as checked data lists."""
+"""The commands ``medvae3d data import``, ``align`` and ``export``: data brought to a format."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from medvae3d.apps.console import parse_triple, parse_whole, progress, say
-from medvae3d.apps.data_reports import print_report
+from medvae3d.apps.console import output, parse_whole, progress, say, table
+from medvae3d.errors import SettingError
 
 
 def import_data(
@@ -37,8 +37,10 @@ def import_data(
     Example: medvae3d data import scans --out cases --split 0.7,0.15,0.15
     """
     number = parse_whole(seed, "--seed")
-    shares = None if split is None else parse_triple(split, "--split", float)
+    shares = None if split is None else _parse_shares(split)
     names = None if channels is None else [name.strip() for name in channels.split(",")]
+    # Only now: that module has this command among its own.
+    from medvae3d.apps.data_commands import print_report
     from medvae3d.data.datalists import read_datalist
     from medvae3d.data.importing import import_dataset
     from medvae3d.data.integrity import check
@@ -54,3 +56,61 @@ def import_data(
     if any(finding.kind == "grid" for finding in found.findings):
         say(f"grids that differ can be mended: medvae3d data align {path} --out NEW_DIR")
     context.exit(found.exit_code)
+
+
+def align_data(
+    datalist: Annotated[Path, typer.Argument(metavar="LIST", help="MONAI data list (JSON).")],
+    out: Annotated[Path, typer.Option(help="Folder to make; must be empty or absent.")],
+    axes: Annotated[
+        str | None, typer.Option(metavar="RAS", help="Where all axes shall point to.")
+    ] = None,
+    mode: Annotated[
+        str, typer.Option(metavar="NAME", help="How masks are resampled: label or nearest.")
+    ] = "label",
+) -> None:
+    """Bring masks and further channels to the grid of each case's first image.
+
+    Says for each file what was done. Only what cannot be reordered is resampled.
+
+    Example: medvae3d data align cases/datalist.json --out aligned
+    """
+    from medvae3d.data.aligning import align
+    from medvae3d.data.datalists import read_datalist
+
+    with progress("aligning") as advance:
+        done = align(read_datalist(datalist), out, axes=axes, mode=mode, progress=advance)
+    columns = ("case", "file", "what", ">was off by mm", ">ml before", ">ml after")
+    rows = [(d.case, d.file, d.what, d.offset_mm, d.before_ml, d.after_ml) for d in done]
+    output().print(table("Files", columns, rows))
+    say(f"data list: {out / 'datalist.json'}")
+
+
+def export_data(
+    datalist: Annotated[Path, typer.Argument(metavar="LIST", help="MONAI data list (JSON).")],
+    out: Annotated[Path, typer.Option(help="Folder to make; must be empty or absent.")],
+    format: Annotated[str, typer.Option(metavar="NAME", help="bids or nnunet.")],
+    channels: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Names of the channels, if the list has none.")
+    ] = None,
+) -> None:
+    """Write the cases of a list as BIDS derivatives or as raw data of nnU-Net v2.
+
+    Example: medvae3d data export samples/dataset.json --out bids --format bids
+    """
+    from medvae3d.apps.data_export import export
+    from medvae3d.data.datalists import read_datalist
+
+    names = None if channels is None else [name.strip() for name in channels.split(",")]
+    with progress("exporting") as advance:
+        made = export(read_datalist(datalist), out, format, channels=names, progress=advance)
+    say(f"{format}: {made}")
+
+
+def _parse_shares(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise SettingError(
+            f"--split is {text!r}; allowed are three shares from 0 on, of training, validation and "
+            f"testing. Write it like --split 0.8,0.1,0.1."
+        ) from None

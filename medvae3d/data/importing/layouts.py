@@ -1,0 +1,79 @@
+"""Which format a data set has, and its cases in it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from medvae3d.data.datalists import read_json
+from medvae3d.data.importing.bids import find_bids
+from medvae3d.data.importing.common import Layout, is_volume
+from medvae3d.data.importing.decathlon import find_decathlon
+from medvae3d.data.importing.dicom import find_dicom, is_dicom
+from medvae3d.data.importing.nnunet import find_nnunet
+from medvae3d.data.importing.pairs import find_pairs
+from medvae3d.errors import SettingError, UnreadableFileError
+
+FORMATS: dict[str, Callable[[Path, Sequence[str] | None], Layout]] = {
+    "pairs": find_pairs,
+    "dicom": find_dicom,
+    "bids": find_bids,
+    "nnunet": find_nnunet,
+    "msd": find_decathlon,
+}
+
+
+def find_layout(
+    source: str | os.PathLike[str],
+    format: str | None = None,
+    channels: Sequence[str] | None = None,
+) -> Layout:
+    """Finds the cases of a data set; only names and headers are read.
+
+    Args:
+        source: Its folder, or the ``dataset.json`` in it.
+        format: One of `FORMATS`; told from the files if not given.
+        channels: Names of the channels: which to take, or what they have to be.
+
+    Raises:
+        UnreadableFileError: If there is no such folder.
+        SettingError: If the format is unknown, cannot be told, or holds no case.
+    """
+    folder = Path(source)
+    if folder.name == "dataset.json":
+        folder = folder.parent
+    if not folder.is_dir():
+        raise UnreadableFileError(f"{folder} is no folder. Give the folder of the data set.")
+    if format is not None and format not in FORMATS:
+        raise SettingError(
+            f"--format is {format!r}; allowed are {', '.join(FORMATS)}. Leave it out to have it "
+            f"told from the files."
+        )
+    layout = FORMATS[format or _detected(folder)](folder, channels)
+    if not layout.cases:
+        raise SettingError(
+            f"{folder} holds no case in the format {layout.format}. Give another folder, or "
+            f"another --format of {', '.join(FORMATS)}."
+        )
+    return layout
+
+
+def _detected(folder: Path) -> str:
+    if (folder / "dataset.json").is_file():
+        content = read_json(folder / "dataset.json", "data set")
+        for key, name in (("channel_names", "nnunet"), ("modality", "msd")):
+            if key in content:
+                return name
+    has_subjects = any(path.is_dir() for path in folder.glob("sub-*"))
+    if (folder / "dataset_description.json").is_file() or has_subjects:
+        return "bids"
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    if any(is_dicom(path) for path in files if not is_volume(path)):
+        return "dicom"
+    if any(map(is_volume, files)):
+        return "pairs"
+    raise SettingError(
+        f"{folder} is of no known format: it holds {len(files)} files, but no NIfTI, NRRD, "
+        f"MetaImage or DICOM. Known are {', '.join(FORMATS)}; name one with --format."
+    )

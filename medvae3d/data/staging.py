@@ -1,0 +1,58 @@
+"""A folder that appears whole or not at all: written beside its place, then moved there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from medvae3d.errors import OutputError
+
+
+def require_new_folder(out: str | os.PathLike[str]) -> Path:
+    """Checks that a folder is new or empty.
+
+    Raises:
+        OutputError: If it is a file or holds something.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise OutputError(
+            f"{out} is not an empty folder; allowed is a new or empty one, so that no files of "
+            f"another run are mixed in. Choose another folder or remove what is there."
+        )
+    return out
+
+
+@contextmanager
+def staged_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields a folder to write into that takes the name ``out`` if all goes well.
+
+    It lies beside ``out``, so that relative paths from one are those from the other. After an
+    error or an interruption nothing of it is left.
+
+    Raises:
+        OutputError: If ``out`` holds something already, or cannot be written.
+    """
+    out = require_new_folder(out).absolute()
+    made = [folder for folder in (out.parent, *out.parent.parents) if not folder.exists()]
+    staged = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        staged.mkdir(parents=True)
+        yield staged
+        os.replace(staged, require_new_folder(out))
+    except BaseException as error:
+        shutil.rmtree(staged, ignore_errors=True)
+        for folder in made:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+        if isinstance(error, OSError) and not isinstance(error, OutputError):
+            if type(error).__module__ != "builtins":
+                raise  # one of ours, with its own advice
+            raise OutputError(
+                f"{out} cannot be written: {error.strerror or error}. "
+                f"Choose a folder with room that you may write to."
+            ) from error
+        raise

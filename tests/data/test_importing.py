@@ -1,0 +1,373 @@
+"""Claims about importing: voxels, places and labels survive; what cannot be imported is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from medvae3d.data.datalists import read_datalist
+from medvae3d.data.importing import import_dataset
+from medvae3d.data.importing.dicom import transfer_syntax
+from medvae3d.errors import (
+    DataListError,
+    GridError,
+    LabelError,
+    OutputError,
+    SettingError,
+    UnreadableFileError,
+)
+
+SHAPE = (6, 7, 5)
+# An oblique grid, so that neither a transposed nor a mirrored axis goes unseen.
+TURN = np.deg2rad(20)
+DIRECTION = (np.cos(TURN), -np.sin(TURN), 0, np.sin(TURN), np.cos(TURN), 0, 0, 0, 1)
+SPACING, ORIGIN = (0.7, 0.9, 2.5), (-12.0, 30.0, 7.0)
+
+
+def scan(seed: int, *, mask: bool = False) -> sitk.Image:
+    """A small image, or its mask with the labels 0, 1 and 4."""
+    random = np.random.default_rng(seed)
+    array = random.integers(-900, 900, SHAPE[::-1]).astype(np.int16)
+    if mask:
+        array = np.zeros(SHAPE[::-1], np.uint8)
+        array[1:3, 2:5, 1 : 2 + seed % 3 + 1] = 1
+        array[3, 5, 4] = 4
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing(SPACING)
+    image.SetOrigin(ORIGIN)
+    image.SetDirection(DIRECTION)
+    return image
+
+
+def put(path, image):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sitk.WriteImage(image, str(path))
+
+
+def describe(path, **content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def write_series(
+    folder, *, patient="P7", places=(0, 2.5, 5, 7.5), seed=0, spacing=(0.7, 0.9), packed=False
+):
+    """Writes a DICOM series whose files are not named in the order of the slices."""
+    folder.mkdir(parents=True, exist_ok=True)
+    array = np.random.default_rng(seed).integers(-900, 900, (len(places), 6, 8)).astype(np.int16)
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    writer.SetUseCompression(packed)
+    writer.SetCompressor("JPEG")  # the lossless one; JPEG 2000 needs larger images
+    for k, place in enumerate(places):
+        plane = sitk.GetImageFromArray(array[k][None])
+        plane.SetSpacing((*spacing, 2.5))
+        for tag, value in {
+            "0008|0060": "CT", "0008|0018": f"1.2.3.{seed}.{k + 1}", "0010|0020": patient,
+            "0020|000d": "1.2.3", "0020|000e": f"1.2.3.4.{seed}", "0020|0013": str(k),
+            "0020|0032": f"-3\\4\\{place}", "0020|0037": "1\\0\\0\\0\\1\\0",
+            "0028|1052": "-1024", "0028|1053": "1",
+        }.items():  # fmt: skip
+            plane.SetMetaData(tag, value)
+        writer.SetFileName(str(folder / f"{len(places) - k:03d}.dcm"))
+        writer.Execute(plane)
+    return array
+
+
+def write_pairs(root, count=4, ending=".nrrd"):
+    for i in range(count):
+        put(root / f"case{i}_ct{ending}", scan(i))
+        put(root / f"case{i}_mask{ending}", scan(i, mask=True))
+
+
+def write_bids(root, count=2):
+    describe(root / "dataset_description.json", Name="heads", BIDSVersion="1.9.0", License="CC0")
+    for i in range(1, count + 1):
+        put(root / f"sub-{i:02d}/anat/sub-{i:02d}_T1w.nii.gz", scan(i))
+        mask = f"derivatives/seg/sub-{i:02d}/anat/sub-{i:02d}_desc-lesion_mask.nii.gz"
+        put(root / mask, scan(i, mask=True))
+
+
+def write_nnunet(root, count=2, ending=".nii.gz", **changed):
+    content = {
+        "channel_names": {"0": "T1w", "1": "FLAIR"},
+        "labels": {"background": 0, "lesion": 1, "core": 4},
+        "numTraining": count,
+        "file_ending": ending,
+    }
+    describe(root / "dataset.json", **content | changed)
+    for i in range(count):
+        for channel in range(2):
+            put(root / f"imagesTr/c_{i}_{channel:04d}{ending}", scan(10 * i + channel))
+        put(root / f"labelsTr/c_{i}{ending}", scan(i, mask=True))
+    put(root / f"imagesTs/t_0_0000{ending}", scan(90))
+    put(root / f"imagesTs/t_0_0001{ending}", scan(91))
+
+
+def write_msd(root, count=2, **changed):
+    pairs = [{"image": f"./imagesTr/m_{i}.nii.gz", "label": f"./labelsTr/m_{i}.nii.gz"}
+             for i in range(count)]  # fmt: skip
+    content = {
+        "name": "Small", "modality": {"0": "FLAIR", "1": "T1w"}, "licence": "CC-BY-SA 4.0",
+        "labels": {"0": "background", "1": "edema", "4": "core"}, "training": pairs, "test": [],
+    }  # fmt: skip
+    describe(root / "dataset.json", **content | changed)
+    for i in range(count):
+        put(root / f"imagesTr/m_{i}.nii.gz", sitk.JoinSeries([scan(10 * i), scan(10 * i + 1)]))
+        put(root / f"labelsTr/m_{i}.nii.gz", scan(i, mask=True))
+
+
+WRITERS = {"pairs": write_pairs, "bids": write_bids, "nnunet": write_nnunet, "msd": write_msd}
+
+
+def require_same(path, image):
+    """Compares a file with a SimpleITK image, through SimpleITK and through nibabel."""
+    there = sitk.ReadImage(str(path))
+    assert np.array_equal(sitk.GetArrayFromImage(there), sitk.GetArrayFromImage(image))
+    seen = nib.load(path)
+    assert np.array_equal(np.asarray(seen.dataobj).T, sitk.GetArrayFromImage(image))
+    for corner in np.ndindex(2, 2, 2):
+        index = [int(c * (n - 1)) for c, n in zip(corner, image.GetSize(), strict=True)]
+        place = np.array(image.TransformIndexToPhysicalPoint(index))
+        assert np.allclose(there.TransformIndexToPhysicalPoint(index), place, atol=1e-3)
+        assert np.allclose(seen.affine @ [*index, 1], [*(place * [-1, -1, 1]), 1], atol=1e-3)
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".mha", ".nii.gz"])
+def test_pairs_keep_voxels_places_and_labels(tmp_path, ending):
+    write_pairs(tmp_path / "in", 2, ending)
+    listed = read_datalist(import_dataset(tmp_path / "in", tmp_path / "out"))
+    assert [case.name for case in listed] == ["case0", "case1"]
+    for i, case in enumerate(listed):
+        require_same(case.image[0], scan(i))
+        require_same(case.label, scan(i, mask=True))
+        assert nib.load(case.image[0]).get_data_dtype() == np.int16
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("images/a.mha", "masks/a.mha"),
+        ("a/t1.mha", "a/seg.mha"),
+        ("a/a_t1.mha", "a/a_seg.mha"),
+        ("a.mha", "a_label.mha"),
+    ],
+)
+def test_pairs_are_found_in_folders_and_by_words(tmp_path, names):
+    put(tmp_path / "in" / names[0], scan(0))
+    put(tmp_path / "in" / names[1], scan(0, mask=True))
+    (case,) = read_datalist(import_dataset(tmp_path / "in", tmp_path / "out"))
+    assert (case.name, len(case.image)) == ("a", 1)
+    require_same(case.label, scan(0, mask=True))
+
+
+def test_nnunet_keeps_channels_labels_and_its_own_test_cases(tmp_path):
+    write_nnunet(tmp_path / "in")
+    listed = read_datalist(import_dataset(tmp_path / "in", tmp_path / "out"))
+    assert [(case.name, case.split) for case in listed] == [
+        ("c_0", "training"), ("c_1", "training"), ("t_0", "testing")
+    ]  # fmt: skip
+    require_same(listed.cases[1].image[1], scan(11))
+    require_same(listed.cases[1].label, scan(1, mask=True))
+    assert listed.info["channels"] == ["T1w", "FLAIR"]
+    assert listed.info["labels"] == {"0": "background", "1": "lesion", "4": "core"}
+
+
+def test_the_decathlon_has_its_four_dimensional_files_parted(tmp_path):
+    write_msd(tmp_path / "in")
+    listed = read_datalist(import_dataset(tmp_path / "in", tmp_path / "out"))
+    assert [file.name for file in listed.cases[1].image] == ["m_1_FLAIR.nii.gz", "m_1_T1w.nii.gz"]
+    require_same(listed.cases[1].image[0], scan(10))
+    require_same(listed.cases[1].image[1], scan(11))
+    assert listed.info["licence"] == "CC-BY-SA 4.0"
+
+
+def test_bids_joins_images_with_the_masks_of_derivatives(tmp_path):
+    write_bids(tmp_path / "in")
+    listed = read_datalist(import_dataset(tmp_path / "in", tmp_path / "out"))
+    assert [(case.name, case.subject) for case in listed] == [
+        ("sub-01", "sub-01"), ("sub-02", "sub-02")
+    ]  # fmt: skip
+    require_same(listed.cases[1].image[0], scan(2))
+    require_same(listed.cases[1].label, scan(2, mask=True))
+
+
+def test_a_series_is_what_was_written_slice_by_slice(tmp_path):
+    array = write_series(tmp_path / "in" / "a")
+    write_series(tmp_path / "in" / "b", seed=1)
+    write_series(tmp_path / "in" / "c", seed=2, patient="P8")
+    path = import_dataset(tmp_path / "in", tmp_path / "out")
+    listed = read_datalist(path)
+    assert [case.subject for case in listed] == ["subject-001", "subject-001", "subject-002"]
+    assert "P7" not in path.read_text()
+    made = sitk.ReadImage(str(listed.cases[0].image[0]))
+    assert np.array_equal(sitk.GetArrayFromImage(made), array)
+    names = [str(tmp_path / "in" / "a" / f"{n:03d}.dcm") for n in (4, 3, 2, 1)]
+    wanted = sitk.ReadImage(names)  # ITK's own reader of series
+    assert np.allclose(made.GetSpacing(), wanted.GetSpacing(), atol=1e-4)
+    require_same(listed.cases[0].image[0], wanted)
+
+
+def test_compressed_slices_with_a_decoder_lose_nothing(tmp_path):
+    array = write_series(tmp_path / "in", packed=True)
+    assert transfer_syntax(tmp_path / "in" / "001.dcm") == "1.2.840.10008.1.2.4.70"
+    (tmp_path / "out").mkdir()  # an empty folder may be there already
+    (case,) = read_datalist(import_dataset(tmp_path / "in", tmp_path / "out"))
+    made = sitk.GetArrayFromImage(sitk.ReadImage(str(case.image[0])))
+    assert np.array_equal(made, array)
+
+
+def test_a_header_without_numbers_is_named(tmp_path):
+    write_series(tmp_path / "in")
+    path = tmp_path / "in" / "002.dcm"
+    path.write_bytes(path.read_bytes().replace(b"-3\\4\\5", b"-3+4\\5"))
+    with pytest.raises(GridError, match=r"002.dcm has the position '-3\+4"):
+        import_dataset(tmp_path / "in", tmp_path / "out")
+
+
+def test_a_mask_beside_the_slices_is_that_of_the_series(tmp_path):
+    write_series(tmp_path / "in" / "a")
+    image = sitk.ReadImage([str(tmp_path / "in" / "a" / f"{n:03d}.dcm") for n in (4, 3, 2, 1)])
+    mask = sitk.Cast(image > 500, sitk.sitkUInt8)
+    put(tmp_path / "in" / "a" / "tumour.nrrd", mask)
+    (case,) = read_datalist(import_dataset(tmp_path / "in", tmp_path / "out"))
+    require_same(case.label, mask)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"places": (0, 2.5, 7.5, 10)}, "about 1 slices are missing"),
+        ({"places": (0, 2.5, 2.5, 5)}, "same place"),
+        ({"places": (0, 2.5, 5, 8.1)}, "mixed distances"),
+    ],
+)
+def test_slices_that_make_no_volume_are_refused(tmp_path, changed, said):
+    write_series(tmp_path / "in", **changed)
+    with pytest.raises(GridError, match=said):
+        import_dataset(tmp_path / "in", tmp_path / "out")
+
+
+def test_mixed_pixel_spacings_are_refused_with_both(tmp_path):
+    write_series(tmp_path / "in")
+    write_series(tmp_path / "other", places=(10.0,), spacing=(0.8, 0.9))
+    shutil.copy(tmp_path / "other" / "001.dcm", tmp_path / "in" / "009.dcm")
+    with pytest.raises(GridError, match=r"mixed pixel spacings: 0.9 x 0.7 and 0.9 x 0.8"):
+        import_dataset(tmp_path / "in", tmp_path / "out")
+
+
+def test_a_transfer_syntax_without_a_decoder_is_named(tmp_path):
+    write_series(tmp_path / "in")
+    path = tmp_path / "in" / "002.dcm"
+    content = path.read_bytes()
+    old, new = transfer_syntax(path).encode(), b"1.2.840.10008.1.2.4.201\0"  # high-throughput J2K
+    assert old == b"1.2.840.10008.1.2"
+    at = content.index(old + b"\0")
+    grown = len(new) - len(old) - 1
+    group = int.from_bytes(content[140:144], "little") + grown
+    content = (
+        content[:140] + group.to_bytes(4, "little") + content[144 : at - 2]
+        + len(new).to_bytes(2, "little") + new + content[at + len(old) + 1 :]
+    )  # fmt: skip
+    path.write_bytes(content)
+    with pytest.raises(UnreadableFileError, match=r"002\.dcm.*1\.2\.840\.10008\.1\.2\.4\.201,"):
+        import_dataset(tmp_path / "in", tmp_path / "out")
+
+
+def unlink(name):
+    return lambda root: (root / name).unlink()
+
+
+def bare_nrrd(root):
+    path = root / "case0_ct.nrrd"
+    head, _, voxels = path.read_bytes().partition(b"\n\n")
+    lines = [line for line in head.split(b"\n") if not line.startswith(b"space")]
+    path.write_bytes(b"\n".join(lines) + b"\n\n" + voxels)
+
+
+def fractions(root):
+    put(root / "case0_mask.nrrd", sitk.Cast(scan(0, mask=True), sitk.sitkFloat32) * 0.3)
+
+
+def late_damage(root):
+    path = root / "case3_mask.nrrd"  # the last file that is read
+    path.write_bytes(path.read_bytes()[:-60])
+
+
+FAULTS = {
+    "two names for a channel": ("nnunet", {"channel_names": {"0": "T1w"}}, None, DataListError,
+                                "channel_names"),
+    "channels not numbered": ("nnunet", {"channel_names": {"T1w": 0}}, None, DataListError,
+                              "keys count"),
+    "other channels wanted": ("nnunet", {}, {"channels": ["CT"]}, DataListError, "--channels"),
+    "too few cases": ("nnunet", {"numTraining": 5}, None, DataListError, "promises 5"),
+    "no label": ("nnunet", {}, unlink("labelsTr/c_1.nii.gz"), DataListError, "no file for c_1"),
+    "missing volume": ("msd", {}, unlink("imagesTr/m_1.nii.gz"), UnreadableFileError, "m_1"),
+    "channels in the file": ("msd", {"modality": {"0": "CT"}}, None, DataListError, "2 channels"),
+    "mask alone": ("pairs", {}, unlink("case1_ct.nrrd"), DataListError, "no image"),
+    "mask missing": ("pairs", {}, unlink("case1_mask.nrrd"), DataListError, "no mask: case1"),
+    "axes unknown": ("pairs", {}, bare_nrrd, GridError, "'space'"),
+    "mask of fractions": ("pairs", {}, fractions, LabelError, "fractions"),
+    "damage at the end": ("pairs", {}, late_damage, UnreadableFileError, "case3_mask"),
+    "BIDS without a mask": (
+        "bids", {}, unlink("derivatives/seg/sub-02/anat/sub-02_desc-lesion_mask.nii.gz"),
+        DataListError, "no mask: sub-02",
+    ),
+    "format unknown": ("pairs", {}, {"format": "zip"}, SettingError, "--format"),
+    "shares": ("pairs", {}, {"shares": (1, -1, 0)}, SettingError, "--split"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_has_a_name_and_leaves_nothing(tmp_path, fault):
+    kind, changed, change, error, said = FAULTS[fault]
+    root = tmp_path / "in"
+    WRITERS[kind](root, **changed)
+    options = change if isinstance(change, dict) else {}
+    if callable(change):
+        change(root)
+    with pytest.raises(error, match=said):
+        import_dataset(root, tmp_path / "new" / "out", **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_a_participant_without_files_is_named(tmp_path):
+    write_bids(tmp_path / "in")
+    table = "participant_id\tage\nsub-01\t30\nsub-02\t31\nsub-03\t32\n"
+    (tmp_path / "in" / "participants.tsv").write_text(table)
+    with pytest.raises(DataListError, match="names sub-03, of whom"):
+        import_dataset(tmp_path / "in", tmp_path / "out")
+
+
+def test_what_is_there_is_not_written_over(tmp_path):
+    write_pairs(tmp_path / "in", 1)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("kept")
+    with pytest.raises(OutputError, match="not an empty folder"):
+        import_dataset(tmp_path / "in", tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+def test_patients_are_dealt_whole_and_by_the_seed(tmp_path):
+    for i in range(10):
+        for session in (1, 2):
+            put(tmp_path / f"in/sub-{i:02d}_ses-{session}.nii.gz", scan(2 * i + session))
+    made = [
+        read_datalist(import_dataset(tmp_path / "in", tmp_path / str(n), shares=(6, 2, 2), seed=s))
+        for n, s in enumerate((3, 3, 4))
+    ]
+    splits = [{case.name: case.split for case in listed} for listed in made]
+    assert splits[0] == splits[1] != splits[2]
+    assert [len(made[0].split(name)) for name in ("training", "validation", "testing")] == [
+        12,
+        4,
+        4,
+    ]
+    assert all(
+        splits[0][f"sub-{i:02d}_ses-1"] == splits[0][f"sub-{i:02d}_ses-2"] for i in range(10)
+    )
