@@ -188,6 +188,18 @@ def progress(task: str) -> Iterator[Advance]:
         yield advance
 
 
+def in_lines(advance: Advance, what: str) -> Advance:
+    """A bar on terminals, and a line for each step elsewhere, for steps that take a minute."""
+
+    def tell(done: int, wanted: int, words: str) -> None:
+        if notices().is_terminal:
+            advance(done, wanted, words)
+        else:
+            notice(f"{what} {done} of {wanted}: {words}")
+
+    return tell
+
+
 def duration(seconds: float) -> str:
     """A span of time in the largest units that fit: ``3.2 s``, ``12 min``, ``2 h 05 min``."""
     if seconds < 100:

@@ -379,7 +379,8 @@ def _changes(
     headers: Mapping[str, Sequence[_Header]], lists: Mapping[str, CaseList], frame: Frame
 ) -> list[str]:
     """What the common grid and the lists took away or added."""
-    told = [warning for each in lists.values() for warning in each.warnings]
+    # Real and reference cases are often of one list, of which the same is to be said once.
+    told = list(dict.fromkeys(warning for each in lists.values() for warning in each.warnings))
     for name, rows in headers.items():
         sizes = [_resampled(header, frame.spacing_mm) for header in rows]
         cut = sum(any(n > m for n, m in zip(size, frame.shape, strict=True)) for size in sizes)

@@ -13,8 +13,8 @@ import typer
 from medvae3d.apps.console import (
     Stopwatch,
     duration,
+    in_lines,
     notice,
-    notices,
     parse_triple,
     parse_whole,
     progress,
@@ -213,15 +213,8 @@ def classification(
     extra = None if samples is None else read_samples(made, samples, table, preset, options.seed)
     notice(f"task {made.name}: {made.counts('training')} in training, in {duration(watch.seconds)}")
     with progress("cells") as advance:
-
-        def report(done: int, wanted: int, words: str) -> None:
-            if notices().is_terminal:
-                advance(done, wanted, words)
-            else:
-                notice(f"cell {done} of {wanted}: {words}")
-
         found = classification_study(
-            made, out, options, workers=processes, report=report, samples=extra
+            made, out, options, workers=processes, report=in_lines(advance, "cell"), samples=extra
         )
     say(found.table)
     say(found.shown)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from medvae3d.apps import study_classification
-from medvae3d.apps.console import Stopwatch, duration, notice, notices, parse_whole, progress, say
+from medvae3d.apps.console import Stopwatch, duration, in_lines, notice, parse_whole, progress, say
 
 app = typer.Typer(
     no_args_is_help=True, help="Measure what synthetic data is worth on real, unseen cases."
@@ -130,13 +130,6 @@ def segmentation(
     )
     watch = Stopwatch()
     with progress("cells") as advance:
-
-        def report(done: int, wanted: int, words: str) -> None:
-            if notices().is_terminal:
-                advance(done, wanted, words)
-            else:
-                notice(f"cell {done} of {wanted}: {words}")
-
         found = segmentation_study(
             datalist,
             parse_bundles(bundle),
@@ -146,7 +139,7 @@ def segmentation(
             export_nnunet=export_nnunet,
             device=device,
             say=notice,
-            report=report,
+            report=in_lines(advance, "cell"),
         )
     say(found.table)
     for note in found.notes:

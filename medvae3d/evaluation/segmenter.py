@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from medvae3d.seeding import derive_generator, derive_seed
 
 Segment = Callable[[Tensor], Tensor]
 """Normalised images :math:`(B, C, I, J, K)` to label maps :math:`(B, 1, I, J, K)`."""
+Batch: TypeAlias = "tuple[Tensor, Tensor, Tensor]"
+"""Images :math:`(B, C, I, J, K)`; label maps and where both were observed, one channel each."""
 
 
 @dataclass(frozen=True)
@@ -90,26 +92,44 @@ def train_segmenter(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "segmenter"))
         network = make_segmenter(train.image.shape[1], labels, settings)
+
+    def draw(step: int) -> Batch:
+        generator = derive_generator(seed, "segmenter step", step)
+        rows = torch.randint(len(train), (settings.batch_size,), generator=generator)
+        return augmented(train[rows], labels, settings, generator)
+
+    return fit_segmenter(network, draw, settings, progress=progress)
+
+
+def fit_segmenter(
+    network: nn.Module,
+    draw: Callable[[int], Batch],
+    settings: SegmenterSettings,
+    *,
+    layout: torch.memory_format = torch.contiguous_format,
+    progress: Callable[[int, int], None] | None = None,
+) -> nn.Module:
+    """Trains a network of logits by Dice and cross-entropy, with Adam along a cosine.
+
+    Args:
+        network: The network; trained in place.
+        draw: Gives the image, mask and where both were observed of a step.
+        settings: Steps and learning rate.
+        layout: Of the network and its input.
+        progress: Called after each step with steps done and wanted.
+    """
+    # MONAI's networks and torch's stubs disagree on which of the two `to` this is.
+    network = cast(Any, network).to(memory_format=layout)
     loss_of = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False)
     optimizer = torch.optim.Adam(network.parameters(), settings.learning_rate)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
     network.train()
     for step in range(settings.steps):
-        generator = derive_generator(seed, "segmenter step", step)
-        rows = torch.randint(len(train), (settings.batch_size,), generator=generator)
-        part = train[rows]
-        # Where a voxel was observed moves along, as one more channel.
-        stacked = torch.cat([part.image, 2 * part.valid - 1], dim=1)
-        batch = settings.augmentation.pose(stacked, part.mask, generator, range(labels))
-        moved, mask = batch
-        if moved is None or mask is None:
-            continue
-        image = settings.augmentation.intensity(moved[:, :-1], generator)
-        seen = (moved[:, -1:] > 0).float()
-        logits = network(image)
-        # Beyond what was observed, background is certain.
+        image, mask, seen = draw(step)
+        logits = network(image.contiguous(memory_format=layout))
+        # Beyond what was observed, background is certain and teaches nothing.
         logits = torch.where(seen > 0, logits, _certain(logits))
-        loss = loss_of(logits, mask * seen)
+        loss = loss_of(logits, mask * (seen > 0))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 10.0)
@@ -118,6 +138,19 @@ def train_segmenter(
         if progress is not None:
             progress(step + 1, settings.steps)
     return network.eval()
+
+
+def augmented(
+    part: Cases, labels: int, settings: SegmenterSettings, generator: torch.Generator
+) -> Batch:
+    """Image, mask and where both were observed of some cases, moved and changed in brightness."""
+    # Where a voxel was observed moves along, as one more channel.
+    stacked = torch.cat([part.image, 2 * part.valid - 1], dim=1)
+    moved, mask = settings.augmentation.pose(stacked, part.mask, generator, range(labels))
+    if moved is None or mask is None:
+        return part.image, part.mask, part.valid
+    image = settings.augmentation.intensity(moved[:, :-1], generator)
+    return image, mask, (moved[:, -1:] > 0).float()
 
 
 def _certain(logits: Tensor) -> Tensor:

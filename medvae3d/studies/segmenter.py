@@ -17,7 +17,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from monai.losses import DiceCELoss
 from monai.metrics import (
     compute_average_surface_distance,
     compute_confusion_matrix_metric,
@@ -29,8 +28,15 @@ from monai.metrics import (
 from torch import Tensor, nn
 
 from medvae3d.errors import SettingError
-from medvae3d.evaluation.agreement import SegmenterSettings, as_segment, make_segmenter
 from medvae3d.evaluation.cases import Cases, joined
+from medvae3d.evaluation.segmenter import (
+    Batch,
+    SegmenterSettings,
+    as_segment,
+    augmented,
+    fit_segmenter,
+    make_segmenter,
+)
 from medvae3d.seeding import derive_generator, derive_seed
 
 # Measured on one core, batches of 2 x 48^3, 2 channels: these channels take 0.09 s a step and the
@@ -118,43 +124,17 @@ def train_on(
     _require_fitting(cases, settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "segmenter"))
-        network: Any = make_segmenter(cases.image.shape[1], labels, settings)
-    network = network.to(memory_format=torch.channels_last_3d)
-    loss_of = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False)
-    optimizer = torch.optim.Adam(network.parameters(), settings.learning_rate)
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
-    network.train()
-    for step in range(settings.steps):
+        network = make_segmenter(cases.image.shape[1], labels, settings)
+
+    def draw(step: int) -> Batch:
         generator = derive_generator(seed, "study step", step)
         part = mixture.draw(settings.batch_size, step / settings.steps, generator)
-        image, mask, seen = part.image, part.mask, part.valid
         if mixture.is_augmented:
-            image, mask, seen = _augmented(part, labels, settings, generator)
-        logits = network(image.contiguous(memory_format=torch.channels_last_3d))
-        # Beyond what was observed, background is certain and teaches nothing.
-        certain = logits.new_tensor([20.0, *[-20.0] * (labels - 1)]).view(1, -1, 1, 1, 1)
-        loss = loss_of(torch.where(seen > 0, logits, certain), mask * (seen > 0))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 10.0)
-        optimizer.step()
-        decay.step()
-        if progress is not None:
-            progress(step + 1, settings.steps)
-    trained: nn.Module = network.eval()
-    return trained
-
-
-def _augmented(
-    part: Cases, labels: int, settings: SegmenterSettings, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    # Where a voxel was observed moves along, as one more channel.
-    stacked = torch.cat([part.image, 2 * part.valid - 1], dim=1)
-    moved, mask = settings.augmentation.pose(stacked, part.mask, generator, range(labels))
-    if moved is None or mask is None:
+            return augmented(part, labels, settings, generator)
         return part.image, part.mask, part.valid
-    image = settings.augmentation.intensity(moved[:, :-1], generator)
-    return image, mask, (moved[:, -1:] > 0).float()
+
+    layout = torch.channels_last_3d
+    return fit_segmenter(network, draw, settings, layout=layout, progress=progress)
 
 
 def _require_fitting(cases: Cases, settings: SegmenterSettings) -> None:
