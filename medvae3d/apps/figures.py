@@ -35,7 +35,7 @@ from medvae3d.evaluation.agreement import (
     make_segmenter,
     train_segmenter,
 )
-from medvae3d.evaluation.cases import MIN_VOXELS, Cases, joined, spread
+from medvae3d.evaluation.cases import MIN_VOXELS, Cases, framed_as, joined, spread
 from medvae3d.evaluation.control import control_before_level, volume_control
 from medvae3d.evaluation.curves import plot_control, plot_history
 from medvae3d.evaluation.evidence import bounds, evidence, log_weights
@@ -287,9 +287,10 @@ class _Run:
         if min(train.image.shape[2:]) < 32:
             settings = replace(settings, channels=settings.channels[:3])
         network = self._segmenter(train, settings)
-        found = agreement(
-            as_segment(network), unseen, self.cases.samples, self.words.labels, self.seed
-        )
+        samples = self.cases.samples
+        if not self.cases.is_insertion:  # what is not observed of a patch are its other lesions
+            samples = framed_as(samples, train, self.seed)
+        found = agreement(as_segment(network), unseen, samples, self.words.labels, self.seed)
         return {
             "segmenter_steps": settings.steps,
             "train": len(train),

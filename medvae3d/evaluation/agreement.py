@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from medvae3d.errors import LabelError, SettingError
-from medvae3d.evaluation.cases import Cases
+from medvae3d.evaluation.cases import Cases, framed_as
 from medvae3d.evaluation.casewise import require_apart
 from medvae3d.evaluation.intervals import mean_interval
 from medvae3d.evaluation.pairs import derangement, fill_in, like_volumes, ratio_interval, ratio_of
@@ -158,6 +158,7 @@ def agreement_section(
 
     settings = settings or settings_for(train.image.shape[2:])
     steps = settings.steps
+    synthetic = framed_as(synthetic, train, seed)
 
     def fit(cases: Cases, number: int) -> Segment:
         def told(step: int, _: int) -> None:

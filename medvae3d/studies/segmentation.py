@@ -25,7 +25,7 @@ from torch import nn
 
 from medvae3d.errors import LabelError, SettingError
 from medvae3d.evaluation.agreement import as_segment, found_dice
-from medvae3d.evaluation.cases import Cases
+from medvae3d.evaluation.cases import Cases, framed_as
 from medvae3d.seeding import derive_generator
 from medvae3d.studies.case_form import REPEATS, CaseForm
 from medvae3d.studies.cells import Cell
@@ -264,7 +264,9 @@ class SegmentationWork:
     def _samples(self, name: str, n: int, seed: int) -> Cases:
         found = self.design.samples[name, n, seed]
         hosts = [item for item in self.design.training[:n] if "image" in item]
-        return self.form.samples(found.datalist, found.count, hosts, seed)
+        made = self.form.samples(found.datalist, found.count, hosts, seed)
+        # What is not observed of a patch are its other lesions.
+        return made if self.form.is_insertion else framed_as(made, self.real(n), seed)
 
     def _kept(self, key: tuple[Any, ...], make: Any) -> Cases:
         """What was read last stays in memory: cells that need the same come one after the other."""

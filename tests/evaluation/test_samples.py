@@ -10,6 +10,7 @@ import pytest
 import tiny_bundles as tiny
 import torch
 
+from medvae3d.data.preparation import FILL
 from medvae3d.errors import OutputError
 from medvae3d.evaluation.agreement import (
     SegmenterSettings,
@@ -18,7 +19,7 @@ from medvae3d.evaluation.agreement import (
     derangement,
     train_segmenter,
 )
-from medvae3d.evaluation.cases import Cases
+from medvae3d.evaluation.cases import Cases, framed_as
 from medvae3d.evaluation.control import (
     control_before_level,
     rank_correlation,
@@ -115,6 +116,21 @@ def test_voxels_that_were_not_observed_do_not_count():
     image = torch.where(half > 0, real.image, -real.image)
     found = agreement(bright, real, replace(real, image=image, valid=half))
     assert found["ratio"] == 1
+
+
+def test_samples_get_the_padding_of_a_real_case_and_no_other():
+    made, real = ball_cases(6), ball_cases(2, seed=1)
+    whole = framed_as(made, real)
+    assert whole is made
+    real.valid[0, :, :3] = 0
+    real.valid[1, :, -4:] = 0
+    framed = framed_as(made, real, seed=3)
+    assert {3, 4} == {int((each[0, :, 0, 0] == 0).sum()) for each in framed.valid}
+    outside = (framed.valid == 0).expand_as(framed.image)
+    assert (framed.image[outside] == FILL).all()
+    assert not framed.mask[framed.valid == 0].any()
+    assert torch.equal(framed.image[~outside], made.image[~outside])
+    assert torch.equal(framed_as(made, real, seed=3).valid, framed.valid)
 
 
 @pytest.mark.parametrize("count", [2, 3, 10])
