@@ -25,7 +25,8 @@ BINS = 24
 LEAST_VOXELS = 500
 # Voxels along each axis over which errors are called slow.
 WINDOW = 5
-# Share of the voxels of an intensity that the deviation is taken from.
+# Share of the voxels of an intensity that the deviation is taken from. Chosen by eye, on samples of
+# two bundles beside training scans: at 0.35 and above, missed anatomy came out as noise.
 CALM = 0.15
 # From the median of absolute values to the standard deviation of a normal. A median, as the few
 # voxels where an edge or a vessel was missed are several times as far off as noise is.
