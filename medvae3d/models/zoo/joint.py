@@ -1,8 +1,4 @@
-"""The named models, each a composition of a few lines.
-
-Every function returns a network that a bundle can hold: plain numbers, strings and lists in, one
-module out, which takes an image tensor and returns one tensor.
-"""
+"""One latent for image and mask: the latent model from sizes, and the VAE and HVAE made of it."""
 
 from __future__ import annotations
 
@@ -15,21 +11,11 @@ from medvae3d.flows.hamiltonian import HamiltonianFlow
 from medvae3d.models.grain import Grain
 from medvae3d.models.latent import LatentModel
 from medvae3d.models.statistics import TrainingStatistics
-from medvae3d.models.two_stage import TwoStageModel
 from medvae3d.networks.autoencoders import Decoder, Encoder, all_strides, total_stride
 from medvae3d.networks.conditioning import AttributeEmbedding, LesionContext
 from medvae3d.probability.likelihoods import BernoulliHead, GaussianHead, LabelHead, LaplaceHead
 from medvae3d.probability.priors import MixturePrior
 
-MASK_ATTRIBUTES = (
-    "log_volume",
-    "log_extent_i",
-    "log_extent_j",
-    "log_extent_k",
-    "sphericity",
-    "axis_ratio_2",
-    "axis_ratio_3",
-)
 IMAGE_HEADS = {"gaussian": GaussianHead, "laplace": LaplaceHead}
 
 
@@ -187,54 +173,3 @@ def hvae(
         first_order=first_order,
     )
     return latent_model(spatial_shape, flow=flow, dropout=dropout, **sizes)
-
-
-def pavae(
-    mask_shape: Sequence[int],
-    image_shape: Sequence[int],
-    *,
-    image_channels: int = 1,
-    attributes: Sequence[str] = MASK_ATTRIBUTES,
-    location_size: int = 0,
-    shape: dict[str, Any] | None = None,
-    texture: dict[str, Any] | None = None,
-    context_dilation: int = 2,
-    context_dropout: float = 0.0,
-    dropout: float = 0.0,
-) -> TwoStageModel:
-    """PAVAE-style pair of models: mask from attributes, then image from mask and context.
-
-    Args:
-        mask_shape: Voxels of a mask along (I, J, K).
-        image_shape: Voxels of an image patch along (I, J, K).
-        image_channels: Channels of the image.
-        attributes: Names of the attributes of a mask.
-        location_size: Voxels along each axis of the lesion location map; 0 for none.
-        shape: Sizes of the first stage, see `latent_model`.
-        texture: Sizes of the second stage, see `latent_model`.
-        context_dilation: Voxels by which a mask is grown before the image is cut out.
-        context_dropout: Share of training samples without context.
-        dropout: See `latent_model`.
-    """
-    first = latent_model(
-        mask_shape,
-        heads=("mask",),
-        inputs=("mask",),
-        attributes=attributes,
-        encode_attributes=True,
-        dropout=dropout,
-        statistics=TrainingStatistics(),  # the pair keeps one for both
-        **{"vector_latent": True, "latent_channels": 64, "channels": (16, 32, 64), **(shape or {})},
-    )
-    second = latent_model(
-        image_shape,
-        image_channels=image_channels,
-        heads=("image",),
-        inputs=("image",),
-        context=LesionContext(image_channels, context_dilation, dropout=context_dropout),
-        dropout=dropout,
-        statistics=TrainingStatistics(),
-        **{"likelihood": "laplace", **(texture or {})},
-    )
-    statistics = TrainingStatistics(attributes, image_channels, location_size=location_size)
-    return TwoStageModel(first, second, tuple(mask_shape), statistics)

@@ -1,0 +1,10 @@
+"""The named models, each a composition of a few lines.
+
+Every function returns a network that a bundle can hold: plain numbers, strings and lists in, one
+module out, which takes an image tensor and returns one tensor.
+"""
+
+from medvae3d.models.zoo.joint import hvae, latent_model, vae
+from medvae3d.models.zoo.two_stage import MASK_ATTRIBUTES, pavae
+
+__all__ = ["MASK_ATTRIBUTES", "hvae", "latent_model", "pavae", "vae"]
