@@ -27,7 +27,7 @@ from medvae3d.models.statistics import TrainingStatistics
 from medvae3d.networks.autoencoders import Decoder, Encoder
 from medvae3d.networks.conditioning import AttributeEmbedding, LesionContext
 from medvae3d.probability.posteriors import DiagonalGaussian
-from medvae3d.probability.priors import MixturePrior, StandardNormal
+from medvae3d.probability.priors import StandardNormal
 
 Batch = Mapping[str, Any]
 """What one step sees: ``image``, ``mask``, and what else the model is told; see `LatentModel`."""
@@ -79,7 +79,9 @@ class LatentModel(nn.Module):
         inputs: What the encoder reads, ``image``, ``mask`` or both.
         values: Label values of the mask, background first.
         image_channels: Channels :math:`C` of the image.
-        flow: Moves the latent against the potential; the identity by default.
+        flow: Moves the latent against the potential; the identity by default. A flow with
+            ``reads_encoder`` is also handed the encoder's ``features``, the ``mean`` of the
+            posterior and the names of the ``cases``.
         sampling_prior: Prior to sample from, fitted after training; the standard normal until then.
         embedding: Embeds the attributes, if the networks are conditioned on them.
         encode_attributes: Whether the encoder sees the attributes too.
@@ -104,7 +106,7 @@ class LatentModel(nn.Module):
         values: Sequence[int] = (0, 1),
         image_channels: int = 1,
         flow: nn.Module | None = None,
-        sampling_prior: MixturePrior | None = None,
+        sampling_prior: nn.Module | None = None,
         embedding: AttributeEmbedding | None = None,
         encode_attributes: bool = False,
         context: LesionContext | None = None,
@@ -124,7 +126,7 @@ class LatentModel(nn.Module):
         self.image_channels = image_channels
         self.flow = flow if flow is not None else Identity()
         self.prior = StandardNormal(self.latent_shape)
-        self.sampling_prior = sampling_prior
+        self.sampling_prior: Any = sampling_prior
         self.embedding = embedding
         self.encode_attributes = encode_attributes
         self.context = context
@@ -220,9 +222,16 @@ class LatentModel(nn.Module):
         self, batch: Batch, condition: Condition, generator: torch.Generator | None = None
     ) -> DiagonalGaussian:
         """Gives the posterior of the first latent."""
+        return self.read(batch, condition, generator)[1]
+
+    def read(
+        self, batch: Batch, condition: Condition, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, DiagonalGaussian]:
+        """Gives the encoder's last feature map, ``(B, W, i, j, k)``, and the posterior."""
         x = self.encoder_input(batch, condition, generator)
         vector = self._vector(condition, x) if self.encode_attributes else None
-        return DiagonalGaussian.from_features(self.encoder(x, vector))
+        features = self.encoder.features(x, vector)
+        return features, DiagonalGaussian.from_features(self.encoder.head(features))
 
     def decode(self, z: Tensor, condition: Condition) -> dict[str, Any]:
         """Gives one distribution per head."""
@@ -259,10 +268,13 @@ class LatentModel(nn.Module):
             with_flow: Whether to run the flow; without it the trace is that of the plain VAE.
         """
         condition = self.condition(batch, generator)
-        posterior = self.encode(batch, condition, generator)
+        features, posterior = self.read(batch, condition, generator)
         first_z = posterior.rsample(generator)
         if with_flow and not isinstance(self.flow, Identity):
-            flowed = self.flow(first_z, self._potential(batch, condition), generator)
+            told: dict[str, Any] = {}
+            if getattr(self.flow, "reads_encoder", False):
+                told = {"features": features, "mean": posterior.mean, "cases": batch.get("case")}
+            flowed = self.flow(first_z, self._potential(batch, condition), generator, **told)
         else:
             flowed = Identity()(first_z, lambda z: z.flatten(1).sum(1))
         heads = self.decode(flowed.z, condition)

@@ -99,11 +99,15 @@ class Encoder(nn.Module):
             )
 
     def forward(self, x: Tensor, vector: Tensor | None = None) -> Tensor:
+        return self.head(self.features(x, vector))
+
+    def features(self, x: Tensor, vector: Tensor | None = None) -> Tensor:
+        """The last feature map, which the head reads, ``(B, channels[-1], i, j, k)``."""
         for down, level in zip(self.down, self.levels, strict=True):
             x = down(x)
             for block in level:  # type: ignore[attr-defined]
                 x = block(x, vector)
-        return self.head(F.silu(self.norm(x)))
+        return F.silu(self.norm(x))
 
 
 class Decoder(nn.Module):

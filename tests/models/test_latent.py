@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from medvae3d.errors import SettingError
+from medvae3d.flows import HamiltonianFlow
 from medvae3d.models.latent import Condition
 from medvae3d.models.zoo import hvae, pavae, vae
 from medvae3d.objectives.compositions import joint_objective
 from medvae3d.objectives.terms import elbo, head_nll, nll
+from medvae3d.probability import DiagonalGaussian
 
 SIZES = {"channels": (4, 8), "latent_channels": 2, "components": 2, "rank": 4}
 
@@ -108,6 +110,35 @@ def test_the_flow_runs_in_float32_under_autocast():
         trace = model.trace(batch, generator())
     assert trace.flowed.z.dtype == trace.flowed.log_weight.dtype == torch.float32
     assert elbo(trace, batch).dtype == torch.float32
+
+
+class Listener(HamiltonianFlow):
+    """A flow that keeps what it is handed."""
+
+    reads_encoder = True
+
+    def forward(self, z, potential, generator=None, **told):
+        self.told = told
+        return super().forward(z, potential, generator)
+
+
+class Deaf(HamiltonianFlow):
+    def forward(self, z, potential, generator=None, **told):
+        assert not told
+        return super().forward(z, potential, generator)
+
+
+def test_a_flow_is_handed_what_the_encoder_saw_if_it_asks():
+    model, batch = joint(), {**batch_of(), "case": ["a", "b", "c"]}
+    model.flow = Listener(1, 0.01)
+    trace = model.trace(batch, generator())
+    told = model.flow.told
+    assert told["cases"] == ["a", "b", "c"]
+    assert torch.equal(told["mean"], trace.posterior.mean)
+    posterior = DiagonalGaussian.from_features(model.encoder.head(told["features"]))
+    assert torch.equal(posterior.scale, trace.posterior.scale)
+    model.flow = Deaf(1, 0.01)
+    model.trace(batch, generator())
 
 
 def test_samples_depend_on_their_own_generator_only():

@@ -40,6 +40,7 @@ def latent_model(
     flow_autocast: bool = False,
     components: int = 16,
     rank: int = 48,
+    sampling_prior: nn.Module | None = None,
     mask_dropout: float = 0.0,
     dropout: float = 0.0,
     checkpointing: bool = False,
@@ -68,6 +69,7 @@ def latent_model(
         flow_autocast: See `LatentModel`.
         components: Most components of the fitted prior; 0 for the standard normal.
         rank: Principal components of the latent that the fitted prior models jointly.
+        sampling_prior: Prior to draw new latents from, in the place of that mixture.
         mask_dropout: See `LatentModel`.
         dropout: Share of channels dropped in residual blocks while training.
         checkpointing: See `Decoder`.
@@ -95,6 +97,11 @@ def latent_model(
         "vector_from": vector_from,
         "dropout": dropout,
     }
+    fitted_mixture = (
+        MixturePrior(latent_shape, components=components, rank=rank, attributes=len(attributes))
+        if components
+        else None
+    )
     return LatentModel(
         Encoder(
             in_channels,
@@ -116,11 +123,7 @@ def latent_model(
         values=values,
         image_channels=image_channels,
         flow=flow,
-        sampling_prior=(
-            MixturePrior(latent_shape, components=components, rank=rank, attributes=len(attributes))
-            if components
-            else None
-        ),
+        sampling_prior=sampling_prior or fitted_mixture,
         embedding=embedding,
         encode_attributes=encode_attributes,
         context=context,
