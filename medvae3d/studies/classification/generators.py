@@ -100,7 +100,7 @@ def models() -> tuple[str, ...]:
     return tuple(
         name
         for name, made in inspect.getmembers(zoo, inspect.isfunction)
-        if made.__module__ == zoo.__name__
+        if made.__module__.startswith(f"{zoo.__name__}.")
         and inspect.get_annotations(made)["return"] == "LatentModel"
     )
 
