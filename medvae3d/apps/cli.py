@@ -15,10 +15,12 @@ from typer.core import TyperGroup
 from medvae3d.apps import (
     bundle_commands,
     data_commands,
+    doctor,
     evaluate_command,
     generate_command,
     study_commands,
 )
+from medvae3d.apps.run_options import with_run_options
 from medvae3d.errors import MedvaeError
 
 INPUT_ERROR, INTERRUPTED = 2, 130
@@ -53,8 +55,22 @@ app.command("list", rich_help_panel="Make")(bundle_commands.list_bundles)
 app.command(rich_help_panel="Train")(bundle_commands.train)
 app.command(rich_help_panel="Train")(bundle_commands.figures)
 app.command(rich_help_panel="Judge")(evaluate_command.evaluate)
+app.command(rich_help_panel="This installation")(doctor.doctor)
 app.add_typer(data_commands.app, name="data", rich_help_panel="Data")
 app.add_typer(study_commands.app, name="study", rich_help_panel="Judge")
+
+
+def give_run_options(commands: typer.Typer) -> None:
+    """Gives every command, also those of groups, the options that all have in common."""
+    for command in commands.registered_commands:
+        if command.callback is not None:
+            command.callback = with_run_options(command.callback)
+    for group in commands.registered_groups:
+        if group.typer_instance is not None:
+            give_run_options(group.typer_instance)
+
+
+give_run_options(app)
 
 
 def _print_version(is_wanted: bool) -> None:

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -24,6 +25,7 @@ from medvae3d.errors import SettingError
 Number = TypeVar("Number", int, float)
 # Columns of a table that goes to a file or a pipe, where there is no window to fit into.
 FILE_COLUMNS = 160
+_is_quiet: ContextVar[bool] = ContextVar("is_quiet", default=False)
 
 
 def output() -> Console:
@@ -39,7 +41,18 @@ def notices() -> Console:
 def _console(stream: Any) -> Console:
     # Made anew each time, as tests and notebooks replace the streams.
     width = None if stream.isatty() else FILE_COLUMNS
-    return Console(file=stream, width=width, highlight=False, soft_wrap=False)
+    quiet = _is_quiet.get()
+    return Console(file=stream, width=width, highlight=False, soft_wrap=False, quiet=quiet)
+
+
+@contextmanager
+def quietly(is_quiet: bool = True) -> Iterator[None]:
+    """Prints nothing inside; errors are not printed here, but raised."""
+    before = _is_quiet.set(is_quiet or _is_quiet.get())
+    try:
+        yield
+    finally:
+        _is_quiet.reset(before)
 
 
 def say(text: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from medvae3d.apps.evaluate_sections import Judged
 from medvae3d.apps.report_page import make_page
 from medvae3d.apps.report_plots import contact_sheets
+from medvae3d.apps.run_options import OPTIONS_FILE
 from medvae3d.data.volumes import write_bytes
 from medvae3d.errors import OutputError
 from medvae3d.evaluation.sections import Section
@@ -70,7 +71,13 @@ def require_own_folder(out: str | Path, *also: str | Path | None) -> Path:
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file; a report needs a folder. Choose another name.")
-    own = {PAGE, NUMBERS, *SHEETS.values(), *(Path(each).name for each in also if each is not None)}
+    own = {
+        PAGE,
+        NUMBERS,
+        OPTIONS_FILE,
+        *SHEETS.values(),
+        *(Path(each).name for each in also if each is not None),
+    }
     foreign = sorted(path.name for path in folder.glob("*") if path.name not in own)
     if foreign:
         raise OutputError(
