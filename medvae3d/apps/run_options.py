@@ -17,7 +17,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -207,7 +206,11 @@ def _parsed(path: Path) -> dict[str, Any]:
         raise SettingError(f"--config {path} cannot be read: {error}. Name a text file.") from error
     try:
         # Not the values that YAML 1.1 makes of text: it reads 2:30 as 150, and no as false.
-        load = json.loads if path.suffix == ".json" else partial(yaml.load, Loader=yaml.BaseLoader)
+        load = (
+            json.loads
+            if path.suffix == ".json"
+            else functools.partial(yaml.load, Loader=yaml.BaseLoader)
+        )
         content = load(text)
     except (ValueError, RecursionError) as error:
         raise SettingError(f"--config {path} is no JSON: {error}. Correct it.") from error
