@@ -13,7 +13,7 @@ distributions of image and mask. With the identity as the flow, this is a VAE.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +26,8 @@ from medvae3d.models.grain import Grain
 from medvae3d.models.statistics import TrainingStatistics
 from medvae3d.networks.autoencoders import Decoder, Encoder
 from medvae3d.networks.conditioning import AttributeEmbedding, LesionContext
-from medvae3d.probability.posteriors import DiagonalGaussian
-from medvae3d.probability.priors import StandardNormal
+from medvae3d.probability.posteriors import DiagonalGaussian, Posterior
+from medvae3d.probability.priors import FittedPrior, Prior, StandardNormal
 
 Batch = Mapping[str, Any]
 """What one step sees: ``image``, ``mask``, and what else the model is told; see `LatentModel`."""
@@ -50,8 +50,8 @@ class Condition:
 class Trace:
     """All that one pass through a latent model produced; terms read it, nothing writes it."""
 
-    posterior: DiagonalGaussian
-    prior: StandardNormal
+    posterior: Posterior
+    prior: Prior
     first_z: Tensor
     flowed: Flowed
     heads: Mapping[str, Any]
@@ -72,7 +72,8 @@ class LatentModel(nn.Module):
     - ``attributes``: :math:`(B, F)`, standardised
 
     Args:
-        encoder: Input of `input_channels` channels to posterior features.
+        encoder: Input of `input_channels` channels to posterior features; ``None`` for a model that
+            makes volumes and reads none, such as the generator of a GAN.
         decoder: Latent to head features.
         heads: One head per output; the keys ``image`` and ``mask`` name the entry of the batch.
         latent_shape: Shape of one latent, :math:`(L, i, j, k)` or :math:`(L,)`.
@@ -82,7 +83,10 @@ class LatentModel(nn.Module):
         flow: Moves the latent against the potential; the identity by default. A flow with
             ``reads_encoder`` is also handed the encoder's ``features``, the ``mean`` of the
             posterior and the names of the ``cases``.
-        sampling_prior: Prior to sample from, fitted after training; the standard normal until then.
+        posterior: Turns features of the encoder into a posterior; a module if it has a state of its
+            own, such as a codebook. A diagonal Gaussian by default.
+        prior: What the latent is trained against; the standard normal by default.
+        sampling_prior: Prior to sample from, fitted after training; ``prior`` if there is none.
         embedding: Embeds the attributes, if the networks are conditioned on them.
         encode_attributes: Whether the encoder sees the attributes too.
         context: Builds condition maps from mask and image, if the decoder is told them.
@@ -97,7 +101,7 @@ class LatentModel(nn.Module):
 
     def __init__(
         self,
-        encoder: Encoder,
+        encoder: Encoder | None,
         decoder: Decoder,
         heads: Mapping[str, nn.Module],
         latent_shape: Sequence[int],
@@ -106,7 +110,9 @@ class LatentModel(nn.Module):
         values: Sequence[int] = (0, 1),
         image_channels: int = 1,
         flow: nn.Module | None = None,
-        sampling_prior: nn.Module | None = None,
+        posterior: Callable[[Tensor], Posterior] | None = None,
+        prior: Prior | None = None,
+        sampling_prior: FittedPrior | None = None,
         embedding: AttributeEmbedding | None = None,
         encode_attributes: bool = False,
         context: LesionContext | None = None,
@@ -125,8 +131,9 @@ class LatentModel(nn.Module):
         self.values = tuple(values)
         self.image_channels = image_channels
         self.flow = flow if flow is not None else Identity()
-        self.prior = StandardNormal(self.latent_shape)
-        self.sampling_prior: Any = sampling_prior
+        self.posterior = posterior if posterior is not None else DiagonalGaussian.from_features
+        self.prior: Prior = prior if prior is not None else StandardNormal(self.latent_shape)
+        self.sampling_prior = sampling_prior
         self.embedding = embedding
         self.encode_attributes = encode_attributes
         self.context = context
@@ -143,7 +150,7 @@ class LatentModel(nn.Module):
         Without it, the first hundreds of steps go into undoing random outputs, whose likelihood is
         millions of nats off.
         """
-        head = list(self.encoder.head.modules())[-1]
+        head = list(self.encoder.head.modules())[-1] if self.encoder is not None else None
         if isinstance(head, nn.Conv3d | nn.Linear):
             head.weight.mul_(0.1)
         output = self.decoder.output
@@ -220,18 +227,31 @@ class LatentModel(nn.Module):
 
     def encode(
         self, batch: Batch, condition: Condition, generator: torch.Generator | None = None
-    ) -> DiagonalGaussian:
+    ) -> Posterior:
         """Gives the posterior of the first latent."""
         return self.read(batch, condition, generator)[1]
 
     def read(
         self, batch: Batch, condition: Condition, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, DiagonalGaussian]:
-        """Gives the encoder's last feature map, ``(B, W, i, j, k)``, and the posterior."""
-        x = self.encoder_input(batch, condition, generator)
+    ) -> tuple[Tensor, Posterior]:
+        """Gives the encoder's last feature map, ``(B, W, i, j, k)``, and the posterior.
+
+        Raises:
+            SettingError: If the model has no encoder.
+        """
+        return self.read_input(self.encoder_input(batch, condition, generator), condition)
+
+    def read_input(self, x: Tensor, condition: Condition) -> tuple[Tensor, Posterior]:
+        """The same from what the encoder reads, as `encoder_input` stacks it."""
+        if self.encoder is None:
+            raise SettingError(
+                "this model has no encoder: it makes volumes from noise and cannot read or rebuild "
+                "one. Ask it for samples, or take a model with an encoder, such as "
+                "`medvae3d.models.zoo.vae`."
+            )
         vector = self._vector(condition, x) if self.encode_attributes else None
         features = self.encoder.features(x, vector)
-        return features, DiagonalGaussian.from_features(self.encoder.head(features))
+        return features, self.posterior(self.encoder.head(features))
 
     def decode(self, z: Tensor, condition: Condition) -> dict[str, Any]:
         """Gives one distribution per head."""
@@ -313,17 +333,23 @@ class LatentModel(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Rebuilds image and mask from the image alone, without noise.
 
-        This is the plain-tensor pass that bundle tools and viewers need.
+        This is the plain-tensor pass that bundle tools and viewers need. A model without an encoder
+        gives what it makes of a latent of zeros.
 
         Shape:
             - ``image``: :math:`(B, C, I, J, K)`
             - output: :math:`(B, N + C, I, J, K)`, mask fields first, then the image
         """
-        if set(self.inputs) != {"image", "mask"} or self.context is not None:
+        joint = set(self.inputs) == {"image", "mask"} or self.encoder is None
+        if set(self.heads) != {"image", "mask"} or not joint or self.context is not None:
             raise SettingError("only a joint model rebuilds a mask from an image alone")
         batch = {"image": image}
         condition = self.condition(batch)
-        heads = self.decode(self.encode(batch, condition).mean, condition)
+        if self.encoder is None:
+            z = image.new_zeros(len(image), *self.latent_shape)
+        else:
+            z = self.encode(batch, condition).mean
+        heads = self.decode(z, condition)
         return torch.cat([heads["mask"].field(), heads["image"].mode()], dim=1)
 
 

@@ -13,12 +13,19 @@ from medvae3d.probability.likelihoods import (
     LogisticImage,
 )
 from medvae3d.probability.posteriors import DiagonalGaussian, PointMass, Posterior
-from medvae3d.probability.priors import FullGaussianPrior, MixturePrior, Prior, StandardNormal
+from medvae3d.probability.priors import (
+    FittedPrior,
+    FullGaussianPrior,
+    MixturePrior,
+    Prior,
+    StandardNormal,
+)
 
 __all__ = [
     "BernoulliHead",
     "BernoulliMask",
     "DiagonalGaussian",
+    "FittedPrior",
     "FullGaussianPrior",
     "GaussianHead",
     "GaussianImage",

@@ -28,14 +28,25 @@ MIN_SCALE = 1e-3
 class Posterior(Protocol):
     """A distribution over the latent, in the hands of the terms of an objective."""
 
+    @property
+    def mean(self) -> Tensor:
+        """The mean, in the shape of the latent."""
+
+    @property
+    def scale(self) -> Tensor:
+        """The standard deviation of each element; 0 where there is no noise."""
+
     def rsample(self, generator: Generators = None) -> Tensor:
         """Draws once for each sample of the batch, differentiably."""
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log density in nats, ``(B,)``."""
 
+    def kl_per_element(self) -> Tensor:
+        """KL to the prior of training in nats, in the shape of the latent."""
+
     def kl(self) -> Tensor:
-        """KL to the standard normal in nats, ``(B,)``."""
+        """KL to the prior of training in nats, ``(B,)``; the standard normal for a Gaussian."""
 
     def mode(self) -> Tensor:
         """The likeliest latent."""

@@ -10,8 +10,9 @@ from ignite.engine import Engine, Events
 
 from medvae3d.data.location import fit_location_map
 from medvae3d.data.transforms import PARAMS_KEY
-from medvae3d.models.latent import LatentModel
+from medvae3d.models.latent import Condition, LatentModel
 from medvae3d.models.statistics import TrainingStatistics
+from medvae3d.probability.priors import Aggregate
 from medvae3d.seeding import derive_seed
 from medvae3d.training.loading import BatchPreparation, CaseLoader, StepLoader
 
@@ -159,8 +160,9 @@ class IntensityFitter:
 class PriorFitter:
     """Fits the prior that new latents are drawn from, on the aggregated posterior.
 
-    The standard normal has holes where no case lies, above all with few cases. After training, a
-    mixture is fitted on latents of augmented training cases, together with their attributes.
+    The standard normal has holes where no case lies, above all with few cases. After training,
+    whatever prior a model has is fitted on latents of augmented training cases, together with their
+    attributes.
 
     Args:
         models: Models whose ``sampling_prior`` is fitted, by the name of their player.
@@ -170,6 +172,7 @@ class PriorFitter:
         seed: Seed of noise and of the fit.
         with_context: Whether models that are told surroundings see them; without, the prior is
             that of whole volumes made from a mask alone.
+        most_inputs: Most volumes that are kept for priors that start from what the encoder reads.
     """
 
     def __init__(
@@ -180,6 +183,7 @@ class PriorFitter:
         passes: int = 32,
         seed: int = 0,
         with_context: bool = True,
+        most_inputs: int = 64,
     ) -> None:
         self.models = dict(models)
         self.loader = loader
@@ -187,6 +191,7 @@ class PriorFitter:
         self.passes = passes
         self.seed = seed
         self.with_context = with_context
+        self.most_inputs = most_inputs
 
     def attach(self, engine: Engine) -> None:
         """Registers the fit with a trainer, at the end of the run."""
@@ -197,28 +202,66 @@ class PriorFitter:
         """Encodes the cases and fits the priors."""
         loader = self.loader.alone()
         per_pass = -(-len(loader.dataset) // loader.batch_size)
-        latents: dict[str, list[torch.Tensor]] = {name: [] for name in self.models}
-        attributes: dict[str, list[torch.Tensor]] = {name: [] for name in self.models}
-        device = next(next(iter(self.models.values())).parameters()).device
+        found = {name: _Posteriors(model) for name, model in self.models.items()}
         for model in self.models.values():
             model.eval()
-        for step in range(self.passes * per_pass):
+        for step in range(self.passes * per_pass if found else 0):
+            device = next(next(iter(self.models.values())).parameters()).device
             batch = self.preparation(loader.batch(2 * 10**9 + step), device)
-            for name, model in self.models.items():
-                seen = batch if self.with_context else {**batch, "context": None}
+            seen = batch if self.with_context else {**batch, "context": None}
+            with_inputs = step < per_pass and step * loader.batch_size < self.most_inputs
+            for name, each in found.items():
                 seed = derive_seed(self.seed, "prior", name, step)
-                generator = torch.Generator(device).manual_seed(seed)
-                condition = model.condition(seen)
-                posterior = model.encode(seen, condition)
-                latents[name].append(posterior.rsample(generator).flatten(1).cpu())
-                if model.sampling_prior is not None and model.sampling_prior.attributes:
-                    attributes[name].append(seen["attributes"].cpu())
-        for name, model in self.models.items():
-            z = torch.cat(latents[name])
-            model.latent_scale.fill_(float(1 / z.std()))
-            if model.sampling_prior is not None:
-                told = torch.cat(attributes[name]) if attributes[name] else None
-                model.sampling_prior.fit(z * model.latent_scale.cpu(), told, seed=self.seed)
+                each.add(seen, torch.Generator(device).manual_seed(seed), with_inputs)
+        for each in found.values():
+            each.fit(self.seed)
+
+
+class _Posteriors:
+    """What a model makes of the training set, as far as its prior wants to know."""
+
+    def __init__(self, model: LatentModel) -> None:
+        self.model = model
+        self.prior = model.sampling_prior
+        self.wants_more = hasattr(self.prior, "fit_posterior")
+        self.parts: dict[str, list[torch.Tensor]] = {}
+
+    def add(self, batch: Mapping[str, Any], generator: torch.Generator, with_inputs: bool) -> None:
+        """Encodes a batch."""
+        condition = self.model.condition(batch)
+        x = self.model.encoder_input(batch, condition)
+        posterior = self.model.read_input(x, condition)[1]
+        found = {"latents": posterior.rsample(generator)}
+        if self.prior is not None and self.prior.attributes:
+            found["attributes"] = batch["attributes"]
+        if self.wants_more:
+            found |= {"means": posterior.mean, "scales": posterior.scale}
+            if with_inputs:
+                found["inputs"] = x
+        for key, value in found.items():
+            self.parts.setdefault(key, []).append(value.cpu())
+
+    def fit(self, seed: int) -> None:
+        """Sets the scale of the latent and fits the prior in it."""
+        model, prior = self.model, self.prior
+        found = {key: torch.cat(each) for key, each in self.parts.items()}
+        keeps = prior is not None and prior.keeps_scale
+        model.latent_scale.fill_(1.0 if keeps else float(1 / found["latents"].std()))
+        scale = model.latent_scale.cpu()
+        found |= {key: found[key] * scale for key in found.keys() & {"latents", "means", "scales"}}
+        if self.wants_more:
+            aggregate = Aggregate(
+                attributes=found.pop("attributes", None), **found, encode=self._encode
+            )
+            prior.fit_posterior(aggregate, seed=seed)  # type: ignore[union-attr]
+        elif prior is not None:
+            prior.fit(found["latents"], found.get("attributes"), seed=seed)
+
+    def _encode(
+        self, x: torch.Tensor, told: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        posterior = self.model.read_input(x, Condition(told))[1]
+        return posterior.mean * self.model.latent_scale, posterior.scale * self.model.latent_scale
 
 
 class GrainFitter:

@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
-from torch import Tensor
 
-from medvae3d.probability.posteriors import DiagonalGaussian
+from medvae3d.probability.posteriors import Posterior
 
 ACTIVE_NATS = 0.05
 
@@ -24,7 +23,7 @@ class LatentHealth:
     r"""A summary over cases and elements of a latent.
 
     Attributes:
-        kl: Divergence from the standard normal in nats, mean over cases.
+        kl: Divergence from the prior of training in nats, mean over cases.
         active_share: Share of elements that carry more than 0.05 nat.
         mean_square: Mean over elements of :math:`\mathbb E[\mu^2 + \sigma^2]`; 1 when the
             aggregated posterior is as wide as the prior.
@@ -45,17 +44,12 @@ class LatentHealth:
         return asdict(self)
 
 
-def kl_per_element(mean: Tensor, scale: Tensor) -> Tensor:
-    """Divergence of each Gaussian element from the standard normal in nats."""
-    return 0.5 * (mean.square() + scale.square() - 1) - scale.log()
-
-
 @torch.no_grad()
-def latent_health(posteriors: Sequence[DiagonalGaussian]) -> LatentHealth:
+def latent_health(posteriors: Sequence[Posterior]) -> LatentHealth:
     """Summarises the posteriors of a set of cases."""
     mean = torch.cat([posterior.mean.flatten(1).float() for posterior in posteriors])
     scale = torch.cat([posterior.scale.flatten(1).float() for posterior in posteriors])
-    kl = kl_per_element(mean, scale)
+    kl = torch.cat([posterior.kl_per_element().flatten(1).float() for posterior in posteriors])
     second = mean.square() + scale.square()
     variance = second.mean() - mean.mean().square()
     return LatentHealth(

@@ -5,11 +5,11 @@ import torch
 
 from medvae3d.errors import SettingError
 from medvae3d.flows import HamiltonianFlow
-from medvae3d.models.latent import Condition
+from medvae3d.models.latent import Condition, LatentModel
 from medvae3d.models.zoo import hvae, pavae, vae
 from medvae3d.objectives.compositions import joint_objective
-from medvae3d.objectives.terms import elbo, head_nll, nll
-from medvae3d.probability import DiagonalGaussian
+from medvae3d.objectives.terms import elbo, head_nll, nll, one_sample_kl
+from medvae3d.probability import DiagonalGaussian, PointMass, StandardNormal
 
 SIZES = {"channels": (4, 8), "latent_channels": 2, "components": 2, "rank": 4}
 
@@ -166,3 +166,39 @@ def test_the_pair_puts_a_lesion_into_the_middle_of_any_volume():
     out = model(torch.randn(1, 2, 12, 16, 8))
     assert out.shape == (1, 3, 12, 16, 8)
     assert out[0, 0, 0].max() < 0  # outside of the mask's own window there is none
+
+
+def test_a_model_without_an_encoder_decodes_and_says_so_when_asked_to_read():
+    whole = joint(components=0)
+    model = LatentModel(None, whole.decoder, dict(whole.heads), whole.latent_shape)
+    model.image_channels = 2
+    made = model.decode(model.sample_latent(2, generators=generator()), Condition())
+    assert made["image"].mode().shape == (2, 2, 8, 8, 8)
+    with pytest.raises(SettingError, match="no encoder"):
+        model.trace(batch_of(), generator())
+    volume = model(batch_of()["image"])
+    middle = model.decode(torch.zeros(3, *model.latent_shape), Condition())
+    torch.testing.assert_close(volume[:, 1:], middle["image"].mode())
+
+
+def test_another_posterior_and_another_prior_take_their_places():
+    class Wide(StandardNormal):
+        def log_prob(self, z, attributes=None):
+            return super().log_prob(z) - 7.0
+
+    whole = joint(components=0)
+    model = LatentModel(
+        whole.encoder,
+        whole.decoder,
+        dict(whole.heads),
+        whole.latent_shape,
+        image_channels=2,
+        posterior=lambda features: PointMass(features.chunk(2, dim=1)[0]),
+        prior=Wide(whole.latent_shape),
+    )
+    batch = batch_of()
+    trace = model.trace(batch, generator())
+    assert torch.equal(trace.first_z, trace.posterior.mean)
+    expected = 7.0 - StandardNormal().log_prob(trace.first_z)
+    torch.testing.assert_close(one_sample_kl(trace, batch), expected)
+    assert "prior.location" in model.state_dict()

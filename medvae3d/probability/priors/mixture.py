@@ -1,8 +1,4 @@
-r"""What is known of a latent before anything is seen: :math:`p(z \mid a)`.
-
-A model is trained against the standard normal. What its encoder then makes of the training set, the
-aggregated posterior, is never quite that, and latents drawn from the gap decode to grey fog. A
-:class:`MixturePrior` is fitted on those latents after training:
+r"""A Gaussian mixture over the principal components of a latent and over attributes.
 
 .. math::
     z = \bar z + W^\top s + t \odot \epsilon, \qquad
@@ -20,7 +16,6 @@ import math
 import warnings
 from collections.abc import Sequence
 from functools import partial
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -36,64 +31,8 @@ from medvae3d.numerics import (
     float32_island,
     jittered_cholesky,
     standard_normal,
-    sum_per_sample,
 )
-
-_LOG_2_PI = math.log(2 * math.pi)
-
-
-@runtime_checkable
-class Prior(Protocol):
-    """A density over latents that can be drawn from, told attributes or not."""
-
-    @property
-    def is_standard(self) -> bool:
-        """Whether this is the standard normal, for which the KL has a closed form."""
-
-    def log_prob(self, z: Tensor, attributes: Tensor | None = None) -> Tensor:
-        """Log density in nats, ``(B,)``."""
-
-    def sample(
-        self,
-        count: int,
-        attributes: Tensor | None = None,
-        generators: Generators = None,
-        temperature: float = 1.0,
-    ) -> Tensor:
-        """Draws ``count`` latents; with a generator per sample, each depends on its own alone."""
-
-
-class StandardNormal(nn.Module):
-    """The standard normal; attributes tell it nothing.
-
-    Args:
-        shape: Shape of one latent, ``(L, i, j, k)`` or ``(L,)``. Needed only to sample.
-    """
-
-    location: Tensor
-
-    def __init__(self, shape: Sequence[int] = ()) -> None:
-        super().__init__()
-        self.shape = tuple(shape)
-        # Says on which device to sample.
-        self.register_buffer("location", torch.zeros(()))
-
-    @property
-    def is_standard(self) -> bool:
-        return True
-
-    def log_prob(self, z: Tensor, attributes: Tensor | None = None) -> Tensor:
-        return sum_per_sample(-0.5 * (at_least_float32(z).square() + _LOG_2_PI))
-
-    def sample(
-        self,
-        count: int,
-        attributes: Tensor | None = None,
-        generators: Generators = None,
-        temperature: float = 1.0,
-    ) -> Tensor:
-        noise = standard_normal((count, *self.shape), generators, device=self.location.device)
-        return temperature * noise
+from medvae3d.probability.priors.base import LOG_2_PI, checked_latents, one_each, standard_log_prob
 
 
 class MixturePrior(nn.Module):
@@ -114,6 +53,8 @@ class MixturePrior(nn.Module):
         - ``z``: :math:`(B, L, i, j, k)` or :math:`(B, L)`
         - ``attributes``: :math:`(B, F)`
     """
+
+    keeps_scale = False
 
     mean: Tensor
     loadings: Tensor
@@ -224,23 +165,8 @@ class MixturePrior(nn.Module):
     def _checked(
         self, latents: Tensor, attributes: Tensor | None, least: int = 3
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        z = latents.detach().double().cpu().flatten(1).numpy()
-        given = 0 if attributes is None else attributes.shape[1]
-        if z.shape[1] != len(self.mean) or given != self.attributes or len(z) < least:
-            raise SettingError(
-                f"{len(z)} latents of {z.shape[1]} elements with {given} attributes; this prior "
-                f"needs at least {least} latents of {len(self.mean)} elements (shape {self.shape}) "
-                f"with {self.attributes} attributes."
-            )
-        a = None
-        if attributes is not None and self.attributes:
-            a = attributes.detach().double().cpu().numpy()
-        if not np.isfinite(z).all() or (a is not None and not np.isfinite(a).all()):
-            raise SettingError(
-                "latents or attributes hold NaN or infinities; look for the cases that cause them "
-                "before fitting a prior."
-            )
-        return z, a
+        z, a = checked_latents(latents, attributes, self.shape, self.attributes, least)
+        return z.numpy(), None if a is None else a.numpy()
 
     def _fit_components(self, z: np.ndarray, seed: int) -> int:
         """Finds the principal components; returns how many the cases allow."""
@@ -314,7 +240,7 @@ class MixturePrior(nn.Module):
         inverted is of size :math:`r`.
         """
         if self.is_standard:
-            return sum_per_sample(-0.5 * (at_least_float32(z).square() + _LOG_2_PI))
+            return standard_log_prob(z)
         with float32_island(z.device.type):
             log_weights, centres, within = self._mixture(attributes)
             noise = self.residual_scale.double()
@@ -334,7 +260,7 @@ class MixturePrior(nn.Module):
             along = torch.linalg.solve_triangular(inner, (seen @ factor).mT, upper=False)
             distance = distance - along.square().sum(1)
             log_volume = noise.log().sum() + inner.diagonal().log().sum()
-            density = -0.5 * (distance + len(noise) * _LOG_2_PI) - log_volume
+            density = -0.5 * (distance + len(noise) * LOG_2_PI) - log_volume
             return (log_weights + density).logsumexp(1).to(at_least_float32(z).dtype)
 
     # -- sampling ---------------------------------------------------------------------------------
@@ -356,18 +282,11 @@ class MixturePrior(nn.Module):
             temperature: Scales the deviation within a component; below 1, samples keep closer to
                 the centres of the training set.
         """
-        if isinstance(generators, torch.Generator) or generators is None:
-            generators = [generators] * count  # type: ignore[list-item]
-        if len(generators) != count or (attributes is not None and len(attributes) != count):
-            raise SettingError(
-                f"{count} samples asked for with {len(generators)} generators and "
-                f"{'no' if attributes is None else len(attributes)} attribute rows; pass one each."
-            )
         rows = [
             self._sample_one(
                 None if attributes is None else attributes[i : i + 1], each, temperature
             )
-            for i, each in enumerate(generators)
+            for i, each in enumerate(one_each(count, attributes, generators))
         ]
         return torch.stack(rows) if rows else self.mean.new_zeros(0, *self.shape)
 
