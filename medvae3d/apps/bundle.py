@@ -26,7 +26,7 @@ from medvae3d.apps.bundle_files import (
     usable_device,
 )
 from medvae3d.apps.bundle_hosts import FilePath, HostRequest, Hosts, grouped
-from medvae3d.apps.catalogue import shipped_bundles
+from medvae3d.apps.catalogue import shipped_bundles, unknown
 from medvae3d.data.volumes import Volume, read_mask
 from medvae3d.errors import BundleError, SettingError
 from medvae3d.models.statistics import TrainingStatistics
@@ -272,10 +272,7 @@ def find_bundle(name_or_path: FilePath) -> Path:
     folder = Path(name_or_path)
     if (folder / "configs").is_dir():
         return folder.resolve()
-    raise BundleError(
-        f"{str(name_or_path)!r} is neither a shipped bundle nor the folder of one (with configs/ "
-        f"in it). Shipped are: {', '.join(sorted(shipped)) or 'none'}."
-    )
+    raise BundleError(unknown(name_or_path, shipped, "bundle"))
 
 
 def load_bundle(

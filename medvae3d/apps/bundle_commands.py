@@ -62,12 +62,26 @@ def list_bundles(
 
 
 def train(
-    bundle: BundleName,
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="SYSTEM|BUNDLE",
+            help="Name of a system or of a shipped bundle, or the folder of any bundle.",
+            autocompletion=catalogue.trainable_names,
+        ),
+    ],
     datalist: Annotated[Path, typer.Option(metavar="LIST", help="MONAI data list (JSON).")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the run; a bundle again.")],
     settings: Annotated[
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="Settings of train.json to replace."),
+    ] = None,
+    like: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BUNDLE",
+            help="For a system: take channels, labels and voxels of a bundle, not of the cases.",
+        ),
     ] = None,
     recipe: Annotated[
         str | None, typer.Option(help="A recipe of the bundle, such as small for ten cases.")
@@ -83,11 +97,11 @@ def train(
         bool, typer.Option("--verbose", help="Show what MONAI and ignite log.")
     ] = False,
 ) -> None:
-    """Train a bundle on your own cases; DIR is then a bundle that every command takes.
+    """Train a system or a bundle on your own cases; DIR is then a bundle for every command.
 
     Ctrl-C ends the step and saves the state; --resume goes on from there to the same weights.
 
-    Example: medvae3d train sts_petct_hvae --datalist cases.json --out mine --recipe small
+    Example: medvae3d train hvae --datalist cases.json --out mine max_epochs=20
     """
     root = None if seed is None else parse_whole(seed, "--seed")
     with notices().status("loading") if notices().is_terminal else nullcontext():
@@ -95,7 +109,7 @@ def train(
 
     def start(advance: Any) -> Any:
         return run(
-            bundle, datalist, out, recipe=recipe, seed=root, resume=resume, device=device,
+            what, datalist, out, like=like, recipe=recipe, seed=root, resume=resume, device=device,
             changes=settings or (), verbose=verbose, say=notice, advance=advance,
         )  # fmt: skip
 

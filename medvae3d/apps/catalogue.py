@@ -5,13 +5,15 @@ Importing this module costs nothing, so that listing, help and shell completion 
 
 from __future__ import annotations
 
+import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from medvae3d.errors import BundleError
+from medvae3d.models.systems.files import system_names
 
 PACKAGE = Path(__file__).resolve().parents[1]
 # A source checkout has them beside the package, a wheel inside of it.
@@ -61,6 +63,35 @@ def entries() -> list[Entry]:
 def bundle_names(incomplete: str = "") -> list[str]:
     """Names of shipped bundles that begin as given; for shell completion."""
     return [name for name in shipped_bundles() if name.startswith(incomplete)]
+
+
+def trainable_names(incomplete: str = "") -> list[str]:
+    """Names of systems and shipped bundles that begin as given; for shell completion."""
+    return [n for n in (*system_names(), *shipped_bundles()) if n.startswith(incomplete)]
+
+
+def unknown(name: str | Path, bundles: Iterable[str], wanted: str) -> str:
+    """What to say where a name is of no bundle, or of neither bundle nor system.
+
+    Args:
+        name: The name.
+        bundles: Names of the shipped bundles.
+        wanted: ``bundle``, or ``system or bundle``.
+    """
+    systems, shipped = system_names(), sorted(bundles)
+    if wanted == "bundle" and str(name) in systems:
+        return (
+            f"{str(name)!r} is a system, which has no weights until it is trained; what is needed "
+            f"is a bundle. Train it with `medvae3d train {name} --datalist LIST --out DIR` and "
+            f"name DIR, or name a shipped bundle: {', '.join(shipped) or 'none'}."
+        )
+    near = difflib.get_close_matches(str(name), [*systems, *shipped], n=1, cutoff=0.6)
+    return (
+        f"{str(name)!r} is neither a shipped bundle nor the folder of one (with configs/ in it)"
+        f"{', nor a system' if wanted != 'bundle' else ''}. "
+        f"{f'Did you mean {near[0]}? ' if near else ''}"
+        f"Shipped are: {', '.join(shipped) or 'none'}; systems to train are: {', '.join(systems)}."
+    )
 
 
 def manifest_files() -> dict[str, Path]:

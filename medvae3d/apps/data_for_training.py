@@ -19,12 +19,15 @@ FATAL = {"grid", "label", "nan", "constant", "channels"}
 SHOWN = 5
 
 
-def require_trainable(datalist: DataList, settings: Mapping[str, Any]) -> list[str]:
+def require_trainable(
+    datalist: DataList, settings: Mapping[str, Any], report: IntegrityReport | None = None
+) -> list[str]:
     """Reads every case and refuses what training would stumble over.
 
     Args:
         datalist: The cases.
         settings: Settings of the training; ``channels`` and ``labels`` say what is expected.
+        report: What a pass over the cases has found, if they have been read already.
 
     Returns:
         What the user should know though training can go on, line by line.
@@ -54,8 +57,8 @@ def require_trainable(datalist: DataList, settings: Mapping[str, Any]) -> list[s
             f"{datalist.path} has masks alone under 'training'; at least one case with an image is "
             f"needed. Add one."
         )
-    values = list(settings["labels"].values())
-    report = check(datalist, values=values)
+    if report is None:
+        report = check(datalist, values=list(settings["labels"].values()))
     _require_clean(report)
     for found in report.cases:
         if found.split in READ_IN_TRAINING and found.channels:

@@ -21,7 +21,9 @@ from medvae3d.errors import OutputError, SettingError
 
 RUN_FILE = "run.json"
 # What every configuration of a bundle says alike: the network, and what goes into it.
-SHARED = ("channels", "labels", "spacing", "spatial_shape", "network_def")
+SHARED = (
+    "channels", "labels", "spacing", "spatial_shape", "attributes", "classes", "network_def",
+)  # fmt: skip
 VERSION = "0.1.0"
 # What metadata says of one training and not of a model.
 OF_ONE_TRAINING = (
@@ -56,7 +58,7 @@ def read_run(folder: Path) -> dict[str, Any] | None:
 
 def write_run(folder: Path, run: Mapping[str, Any]) -> None:
     """Writes what is known of a run."""
-    write_bytes(folder / RUN_FILE, _pretty(run))
+    write_bytes(folder / RUN_FILE, pretty(run))
 
 
 def require_same_run(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -112,13 +114,13 @@ def write_bundle(
     for path in sorted((source / "configs").iterdir()):
         target = folder / "configs" / path.name
         if path.name == "train.json":
-            target.write_bytes(_pretty(settings))
+            target.write_bytes(pretty(settings))
         elif path.name == "metadata.json":
-            target.write_bytes(_pretty(_metadata(read_json(path), source, settings, datalist)))
+            target.write_bytes(pretty(_metadata(read_json(path), source, settings, datalist)))
         elif path.suffix == ".json" and moved:
             content = read_json(path)
             target.write_bytes(
-                _pretty(content | {key: settings[key] for key in moved if key in content})
+                pretty(content | {key: settings[key] for key in moved if key in content})
             )
         elif path.is_file():
             shutil.copyfile(path, target)
@@ -177,8 +179,8 @@ def _data_format(stated: Mapping[str, Any], settings: Mapping[str, Any]) -> dict
             tensor["channel_def"] = masks if is_mask else images
             if not is_mask:
                 tensor["num_channels"] = len(channels)
-            elif part == "outputs":  # the field of the mask, then the image
-                tensor["num_channels"] = 1 + len(channels)
+            elif part == "outputs":  # the fields of the mask, then the image
+                tensor["num_channels"] = len(masks) - 1 + len(channels)
             else:
                 tensor["value_range"] = [0, max(labels.values())]
     return changed
@@ -263,5 +265,6 @@ medvae3d generate {name} --count 20 --seed 1 --out synthetic
 """
 
 
-def _pretty(content: Mapping[str, Any] | Sequence[Any]) -> bytes:
+def pretty(content: Mapping[str, Any] | Sequence[Any]) -> bytes:
+    """JSON as the files of a bundle are written."""
     return json.dumps(content, indent=4).encode() + b"\n"

@@ -13,8 +13,9 @@ import os
 import platform
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,16 @@ from monai.bundle import ConfigWorkflow
 from monai.utils import set_determinism
 
 from medvae3d import __version__
-from medvae3d.apps.bundle import find_bundle
 from medvae3d.apps.bundle_files import usable_device
 from medvae3d.apps.console import Advance, duration
 from medvae3d.apps.data_for_training import require_trainable
 from medvae3d.apps.settings import changed, parse_changes, read_settings
+from medvae3d.apps.sources import is_system, require_source
 from medvae3d.apps.surroundings import Reporter, Say, own_errors, quiet, stopping
+from medvae3d.apps.systems import write_system_bundle
 from medvae3d.apps.trained import read_run, require_same_run, write_bundle, write_run
 from medvae3d.data.datalists import SPLITS, DataList, read_datalist
+from medvae3d.data.integrity import check
 from medvae3d.errors import OutputError
 
 
@@ -53,10 +56,11 @@ class Outcome:
 
 
 def train(
-    bundle: str | Path,
+    what: str | Path,
     datalist: str | Path,
     out: str | Path,
     *,
+    like: str | Path | None = None,
     recipe: str | None = None,
     seed: int | None = None,
     resume: bool = False,
@@ -66,12 +70,14 @@ def train(
     say: Say = lambda text: None,
     advance: Advance | None = None,
 ) -> Outcome:
-    """Trains a bundle on a data list.
+    """Trains a bundle, or a system by its name, on a data list.
 
     Args:
-        bundle: Name of a shipped bundle, or the folder of any.
+        what: Name of a system or of a shipped bundle, or the folder of any bundle.
         datalist: MONAI data list.
         out: Folder of the run, which is a bundle again afterwards.
+        like: For a system: bundle whose channels, labels, voxels and attributes are taken; those
+            that the cases have if not given.
         recipe: Name of a recipe of the bundle; its full training if not given.
         seed: Seed of all noise; that of ``train.json`` if not given.
         resume: Whether to go on with the run in the folder, if there is one.
@@ -82,14 +88,14 @@ def train(
         advance: Told about each step.
 
     Raises:
-        BundleError: If the bundle is unknown or cannot be trained.
+        BundleError: If the system or bundle is unknown or cannot be trained.
         SettingError: If a setting cannot be used, or is not that of the run to resume.
         OutputError: If the folder holds a run that is not to be resumed, or other files.
         DataListError: If the list has no case to train on, or one that cannot be trained on.
         MedvaeError: For whatever else is wrong with the data or happens in training.
     """
     folder = Path(out)
-    source = find_bundle(bundle)
+    source = require_source(what, like)
     found = read_run(folder)
     if found is not None and not resume:
         raise OutputError(
@@ -99,37 +105,51 @@ def train(
     listed = read_datalist(datalist)
     asked: dict[str, Any] = {
         "bundle": None if found is not None and source == folder.resolve() else source.name,
+        "like": None if like is None else Path(like).name,
         "recipe": recipe,
         "seed": seed,
         "cases_sha256": _fingerprint(listed),
     }
-    if found is None:
-        settings = read_settings(source, recipe)
-        parsed = parse_changes(changes, settings)
-        settings = changed(settings, parsed | ({} if seed is None else {"seed": seed}))
-        run = {**asked, "seed": settings.get("seed"), "settings": parsed, **_circumstances(listed)}
-        say(f"checking {len(listed)} cases")
-        for line in require_trainable(listed, settings):
-            say(line)
-    else:
-        settings = read_settings(folder)
-        parsed = parse_changes(changes, settings)
-        asked["settings"] = parsed or None
-        require_same_run(folder, found, asked)
-        run = found
-        if found.get("finished"):
-            say(f"{folder} has been trained to its end already; there is nothing to resume.")
-            steps = settings["max_epochs"] * settings["epoch_length"]
-            return Outcome(folder, steps, steps)
-    job = _Job(folder, settings, listed, resume, device, say, advance)
-    parts = (source, settings, read_settings(source), listed, run)
-    with (
-        quiet(verbose),
-        own_errors(lambda: bool(parsed) and not verbose and not job.can_resume),
-        job.folder_for(None if found else parts),
-    ):
-        job.prepare()
-        outcome = job.run()
+    with ExitStack() as stack:
+        parts = None
+        if found is None:
+            report = None
+            say(f"checking {len(listed)} cases")
+            if is_system(what):
+                report = check(listed)
+                root = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+                source = root / source.name
+                form = write_system_bundle(
+                    source, source.name, listed, report, like=like, changes=changes
+                )
+                for line in form.notes:
+                    say(line)
+            original = read_settings(source, recipe)
+            parsed = parse_changes(changes, original)
+            settings = changed(original, parsed | ({} if seed is None else {"seed": seed}))
+            run = {**asked, "seed": settings.get("seed"), "settings": parsed}
+            run |= _circumstances(listed)
+            for line in require_trainable(listed, settings, None if like else report):
+                say(line)
+            parts = (source, settings, read_settings(source), listed, run)
+        else:
+            settings = read_settings(folder)
+            parsed = parse_changes(changes, settings)
+            asked["settings"] = parsed or None
+            require_same_run(folder, found, asked)
+            run = found
+            if found.get("finished"):
+                say(f"{folder} has been trained to its end already; there is nothing to resume.")
+                steps = settings["max_epochs"] * settings["epoch_length"]
+                return Outcome(folder, steps, steps)
+        job = _Job(folder, settings, listed, resume, device, say, advance)
+        with (
+            quiet(verbose),
+            own_errors(lambda: bool(parsed) and not verbose and not job.can_resume),
+            job.folder_for(parts),
+        ):
+            job.prepare()
+            outcome = job.run()
     if outcome.signal is None:
         write_run(folder, {**run, "finished": True})
     return outcome

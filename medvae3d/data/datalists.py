@@ -198,6 +198,12 @@ def subject_of(files: Sequence[Path]) -> str:
     return bids.group() if bids else name
 
 
+def file_word(path: Path) -> str:
+    """The word of a file name that says what is in it, such as ``pet`` of ``STS_001_pet``."""
+    tail = _stem(path).rpartition("_")[2]
+    return tail if FILE_WORDS.fullmatch(tail) else ""
+
+
 def read_json(path: Path, what: str) -> dict[str, Any]:
     """Reads a JSON object; ``what`` names the file in messages."""
     try:
