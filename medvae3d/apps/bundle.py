@@ -85,6 +85,7 @@ class Bundle:
         temperature: float | None = None,
         extrapolate: bool = False,
         mask: FilePath | Volume | None = None,
+        class_name: str | None = None,
         hosts: Hosts = (),
         host_labels: Sequence[FilePath] = (),
         host_brains: Sequence[FilePath] = (),
@@ -104,6 +105,7 @@ class Bundle:
             temperature: Scales the deviation of latents; that of the bundle if not given.
             extrapolate: Whether volumes beyond the training set may be asked for.
             mask: A mask to fill, for bundles that make the image from the mask.
+            class_name: Class of all of them, for bundles that are told classes.
             hosts: Scans to put lesions into, a file or a list of files (one a channel) each; used
                 in turn. Without any, bundles of kind insertion draw phantom heads.
             host_labels: Their masks, in the same order.
@@ -120,7 +122,7 @@ class Bundle:
         """
         if isinstance(mask, (str, Path)):
             mask = read_mask(mask, self.recipe.values, what="mask")
-        request = Request(count, seed, start, volume_ml, temperature, extrapolate, mask)
+        request = Request(count, seed, start, volume_ml, temperature, extrapolate, mask, class_name)
         wanted = HostRequest(
             grouped(hosts, self.recipe, name=self.name),
             tuple(map(Path, host_labels)),

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from medvae3d.data.datalists import DataList
+from medvae3d.data.attributes import CLASS
+from medvae3d.data.datalists import DataList, require_class
 from medvae3d.data.integrity import CaseReport, IntegrityReport, check
 from medvae3d.data.intensity import intensity_from_config
 from medvae3d.errors import DataListError, IntensityError, UnreadableFileError
@@ -52,6 +53,11 @@ def require_trainable(
                 f"{datalist.path}: case {case.name} of {case.split} has no {lacking}; training "
                 f"needs it. Add the file, or move the case out of {' and '.join(READ_IN_TRAINING)}."
             )
+    told = settings.get("network_def", {}).get("attributes", ())
+    classes = [name.removeprefix(CLASS) for name in told if str(name).startswith(CLASS)]
+    for case in cases if classes else ():
+        where = f"{datalist.path}: case {case.name} of {case.split}"
+        require_class(case.extra.get("class"), classes, where)
     if not any(case.image for case in datalist.split("training")):
         raise DataListError(
             f"{datalist.path} has masks alone under 'training'; at least one case with an image is "

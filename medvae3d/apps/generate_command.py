@@ -48,6 +48,11 @@ def generate(
             help="Volume of the mask, or of each lesion; LABEL=LOW:HIGH for one label of several.",
         ),
     ] = None,
+    class_name: Annotated[
+        str | None,
+        typer.Option("--class", metavar="NAME", rich_help_panel=WISHES,
+                     help="Class of all cases, for bundles that are told classes."),
+    ] = None,
     temperature: Annotated[
         float | None,
         typer.Option(rich_help_panel=WISHES, help="Below 1: nearer to the training set."),
@@ -103,6 +108,7 @@ def generate(
         "temperature": temperature,
         "extrapolate": extrapolate,
         "mask": mask,
+        "class_name": class_name,
         "hosts": tuple(host or ()),
         "host_labels": tuple(host_label or ()),
         "host_brains": tuple(host_brain or ()),

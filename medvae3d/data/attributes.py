@@ -41,6 +41,8 @@ MEASURES = (
     "axis_ratio_2",
     "axis_ratio_3",
 )
+# Names of attributes that say of which class a case is: one 0 or 1 for each class.
+CLASS = "class:"
 # Half a voxel: an empty mask gets finite numbers that no real mask has.
 EMPTY_VOXELS = 0.5
 
@@ -218,7 +220,8 @@ class AttributeSpec:
                     f"{self.names}. Write one number a name."
                 )
         for name in self.names:
-            _parse(name)
+            if not name.startswith(CLASS):
+                _parse(name)
         if any(scale <= 0 for scale in self.scale):
             raise SettingError(f"attributes: scale is {self.scale}; each must be positive.")
 
@@ -301,6 +304,8 @@ def _natural(name: str, value: float) -> float:
 
 
 def _label(name: str) -> tuple[str, str]:
+    if name.startswith(CLASS):
+        return name.replace(":", " "), ""
     measure, value = _parse(name)
     unit = {"log_v": " ml", "log_e": " mm"}.get(measure[:5], "")
     label = measure.removeprefix("log_").replace("_", " ")

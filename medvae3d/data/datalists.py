@@ -150,6 +150,31 @@ def require_files(cases: Iterable[Case], source: Path) -> None:
         )
 
 
+def require_class(name: Any, known: Sequence[str], where: str) -> None:
+    """Checks the class of a case, for models that are told one.
+
+    Args:
+        name: What the case says, if anything.
+        known: The classes that the model is told.
+        where: The case, for the message.
+
+    Raises:
+        DataListError: If there is none, or another one.
+    """
+    if name is None:
+        raise DataListError(
+            f"{where} has no class; this model is told one of {', '.join(known)}. Add "
+            f"'class': '{known[0]}' or another of them to its entry in the data list, or train a "
+            f"model without classes."
+        )
+    if str(name) not in known:
+        raise DataListError(
+            f"{where} is of class {str(name)!r}; this model is told one of {', '.join(known)}. "
+            f"Correct the entry of the data list, or name its class among the attributes of "
+            f"network_def as 'class:{name}'."
+        )
+
+
 def write_datalist(
     path: str | os.PathLike[str], cases: Iterable[Case], info: Mapping[str, Any] | None = None
 ) -> None:

@@ -14,7 +14,6 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from medvae3d.data.attributes import mask_attributes
 from medvae3d.data.lesions import NEIGHBOURS
 from medvae3d.data.preparation import FILL
 from medvae3d.errors import DataListError
@@ -80,7 +79,7 @@ class Cases:
         if not bool(self.valid.all()):
             batch["valid"] = self.valid
         if statistics is not None and statistics.names:
-            values = mask_attributes(self.mask, spacing_mm, statistics.names)
+            values = statistics.measure(self.mask, spacing_mm)
             batch["attributes"] = statistics.standardise(values)
         return batch
 

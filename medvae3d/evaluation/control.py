@@ -10,7 +10,6 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from medvae3d.data.attributes import mask_attributes
 from medvae3d.models.latent import Condition, LatentModel
 from medvae3d.models.statistics import TrainingStatistics
 from medvae3d.seeding import derive_generator
@@ -78,9 +77,11 @@ def control_before_level(
         z = model.sample_latent(len(part), known, here, temperature)
         masks.append(model.decode(z, Condition(part))["mask"].mode())
     mask = torch.cat(masks)
-    made = mask_attributes(mask, spacing_mm, statistics.names)
+    made = statistics.measure(mask, spacing_mm)
     filled: Tensor = (mask > 0).flatten(1).any(1)
-    columns: Mapping[str, int] = {name: i for i, name in enumerate(statistics.names)}
+    columns: Mapping[str, int] = {
+        name: i for i, name in enumerate(statistics.names) if i not in statistics.class_columns
+    }
     return {
         "samples": count,
         "empty_share": float(1 - filled.double().mean()),

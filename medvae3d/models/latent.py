@@ -3,7 +3,10 @@ r"""The one latent model that the named models are compositions of.
 A volume :math:`x` and its mask :math:`m` come from one latent :math:`z`, under a condition
 :math:`c`:
 
-.. math:: p(x, m, z \mid c) = p(z)\, p(x \mid z, c)\, p(m \mid z, c)
+.. math:: p(x, m, z \mid c) = p(z \mid c)\, p(x \mid z, c)\, p(m \mid z, c)
+
+The prior :math:`p(z \mid c)` is the standard normal unless a network of its own makes it of the
+condition.
 
 An encoder gives :math:`q(z_0 \mid x, m, c)`, a flow carries :math:`z_0` to :math:`z_K` against the
 potential :math:`U(z) = -\log p(x, m, z \mid c)`, and a decoder with one head per output gives the
@@ -15,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +28,8 @@ from medvae3d.flows.hamiltonian import Flowed, Identity
 from medvae3d.models.grain import Grain
 from medvae3d.models.statistics import TrainingStatistics
 from medvae3d.networks.autoencoders import Decoder, Encoder
-from medvae3d.networks.conditioning import AttributeEmbedding, LesionContext
+from medvae3d.networks.conditioning import AttributeEmbedding, coin
+from medvae3d.numerics import standard_normal
 from medvae3d.probability.posteriors import DiagonalGaussian, Posterior
 from medvae3d.probability.priors import FittedPrior, Prior, StandardNormal
 
@@ -40,10 +44,23 @@ class Condition:
     Attributes:
         attributes: Standardised scalars, :math:`(B, F)`.
         maps: Condition maps at full resolution, :math:`(B, M, I, J, K)`.
+        region: Which voxels are asked for, :math:`(B, 1, I, J, K)`, 1 or 0; ``None`` for all.
     """
 
     attributes: Tensor | None = None
     maps: Tensor | None = None
+    region: Tensor | None = None
+
+
+class BoundPrior(Protocol):
+    """A prior under the condition of one batch: the standard normal or a `DiagonalGaussian`."""
+
+    @property
+    def is_standard(self) -> bool:
+        """Whether it is the standard normal."""
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log density in nats, ``(B,)``."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +68,7 @@ class Trace:
     """All that one pass through a latent model produced; terms read it, nothing writes it."""
 
     posterior: Posterior
-    prior: Prior
+    prior: BoundPrior
     first_z: Tensor
     flowed: Flowed
     heads: Mapping[str, Any]
@@ -59,7 +76,7 @@ class Trace:
 
 
 class LatentModel(nn.Module):
-    """Encoder, flow, prior and decoder with heads.
+    r"""Encoder, flow, prior and decoder with heads.
 
     A batch holds, as far as the model is told to read them:
 
@@ -69,7 +86,8 @@ class LatentModel(nn.Module):
       :math:`(B, 1, 1, 1, 1)`, 0 where it was not observed
     - ``mask_probability``: :math:`(B, N - 1, I, J, K)`, what the encoder reads in place of ``mask``
       if it is there: the probability of each label but background, as a decoder makes them
-    - ``attributes``: :math:`(B, F)`, standardised
+    - ``attributes``: :math:`(B, F)`, standardised; those of a name ``class:NAME`` say of which
+      class a case is
 
     Args:
         encoder: Input of `input_channels` channels to posterior features; ``None`` for a model that
@@ -90,6 +108,12 @@ class LatentModel(nn.Module):
         embedding: Embeds the attributes, if the networks are conditioned on them.
         encode_attributes: Whether the encoder sees the attributes too.
         context: Builds condition maps from mask and image, if the decoder is told them.
+        conditional_prior: Makes :math:`p(z \mid c)` of a `Condition`, a `DiagonalGaussian`; the
+            prior is the standard normal without one.
+        label_dropout: Share of training samples that are told no class, so that the model is also
+            one without classes.
+        channel_dropout: Share of the channels of training images that the encoder does not see,
+            though the decoder has to make them; never all of an image.
         mask_dropout: Share of training samples whose mask the encoder does not see.
         flow_autocast: Whether convolutions inside the potential may run in reduced precision;
             densities, momenta and positions stay in float32 either way.
@@ -115,7 +139,10 @@ class LatentModel(nn.Module):
         sampling_prior: FittedPrior | None = None,
         embedding: AttributeEmbedding | None = None,
         encode_attributes: bool = False,
-        context: LesionContext | None = None,
+        context: nn.Module | None = None,
+        conditional_prior: nn.Module | None = None,
+        label_dropout: float = 0.0,
+        channel_dropout: float = 0.0,
         mask_dropout: float = 0.0,
         flow_autocast: bool = False,
         statistics: TrainingStatistics | None = None,
@@ -137,6 +164,9 @@ class LatentModel(nn.Module):
         self.embedding = embedding
         self.encode_attributes = encode_attributes
         self.context = context
+        self.conditional_prior = conditional_prior
+        self.label_dropout = label_dropout
+        self.channel_dropout = channel_dropout
         self.mask_dropout = mask_dropout
         self.flow_autocast = flow_autocast
         self.grain = grain
@@ -176,13 +206,23 @@ class LatentModel(nn.Module):
 
     def condition(self, batch: Batch, generator: torch.Generator | None = None) -> Condition:
         """Collects what the model is told; drops the context of some samples while training."""
-        maps = None
+        maps = region = None
         if self.context is not None:
-            keep = None
-            if self.training and self.context.dropout:
-                keep = _coin(1 - self.context.dropout, batch["mask"], generator)
-            maps = self.context(batch["mask"], batch.get("context", batch.get("image")), keep)
-        return Condition(batch.get("attributes"), maps)
+            maps, region = self.context.collect(batch, generator)  # type: ignore[operator]
+        attributes = batch.get("attributes")
+        if self.training and self.label_dropout and attributes is not None:
+            keep = coin(1 - self.label_dropout, attributes, generator)
+            attributes = torch.where(
+                keep[:, None] > 0, attributes, self.statistics.without_class(attributes)
+            )
+        return Condition(attributes, maps, region)
+
+    def prior_given(self, condition: Condition) -> BoundPrior:
+        """The prior of a latent under a condition."""
+        if self.conditional_prior is None:
+            return self.prior
+        bound: BoundPrior = self.conditional_prior(condition)
+        return bound
 
     def _vector(self, condition: Condition, like: Tensor) -> Tensor | None:
         if self.embedding is None:
@@ -201,6 +241,8 @@ class LatentModel(nn.Module):
             image = batch["image"].float()
             valid = batch.get("valid")
             valid = torch.ones_like(image) if valid is None else valid.to(image).expand_as(image)
+            if self.training and self.channel_dropout:
+                valid = valid * _kept_channels(valid, 1 - self.channel_dropout, generator)
             parts += [image * valid, valid]
         if "mask" in self.inputs:
             mask = batch.get("mask")
@@ -213,7 +255,7 @@ class LatentModel(nn.Module):
                 if batch.get("mask_valid") is not None:
                     seen = seen * batch["mask_valid"].to(seen)
                 if self.training and self.mask_dropout:
-                    keep = _coin(1 - self.mask_dropout, mask, generator)
+                    keep = coin(1 - self.mask_dropout, mask, generator)
                     seen = seen * keep.reshape(-1, 1, 1, 1, 1)
             labels = batch.get("mask_probability")
             if labels is None:
@@ -265,7 +307,8 @@ class LatentModel(nn.Module):
 
     def log_joint(self, z: Tensor, batch: Batch, condition: Condition) -> Tensor:
         r""":math:`\log p(x, m, z \mid c)` in nats, ``(B,)``."""
-        return self.log_likelihood(self.decode(z, condition), batch) + self.prior.log_prob(z)
+        fit = self.log_likelihood(self.decode(z, condition), batch)
+        return fit + self.prior_given(condition).log_prob(z)
 
     @staticmethod
     def log_likelihood(heads: Mapping[str, Any], batch: Batch) -> Tensor:
@@ -298,7 +341,7 @@ class LatentModel(nn.Module):
         else:
             flowed = Identity()(first_z, lambda z: z.flatten(1).sum(1))
         heads = self.decode(flowed.z, condition)
-        return Trace(posterior, self.prior, first_z, flowed, heads, condition)
+        return Trace(posterior, self.prior_given(condition), first_z, flowed, heads, condition)
 
     def _potential(self, batch: Batch, condition: Condition) -> Any:
         # The flow switches autocast off. Convolutions may have it back, since they hold nearly
@@ -306,11 +349,12 @@ class LatentModel(nn.Module):
         device = next(self.parameters()).device.type
         dtype = torch.get_autocast_dtype(device)
         enabled = self.flow_autocast and torch.is_autocast_enabled(device)
+        prior = self.prior_given(condition)
 
         def potential(z: Tensor) -> Tensor:
             with torch.autocast(device, dtype=dtype, enabled=enabled):
                 heads = self.decode(z, condition)
-            return -self.log_likelihood(heads, batch) - self.prior.log_prob(z)
+            return -self.log_likelihood(heads, batch) - prior.log_prob(z)
 
         return potential
 
@@ -322,8 +366,16 @@ class LatentModel(nn.Module):
         attributes: Tensor | None = None,
         generators: Sequence[torch.Generator] | torch.Generator | None = None,
         temperature: float = 1.0,
+        condition: Condition | None = None,
     ) -> Tensor:
-        """Draws latents from the sampling prior, in the decoder's own scale."""
+        """Draws latents from the sampling prior, in the decoder's own scale.
+
+        A model with a conditional prior draws from that, under ``condition``.
+        """
+        if self.conditional_prior is not None:
+            bound = self.conditional_prior(condition if condition is not None else Condition())
+            noise = standard_normal(bound.mean.shape, generators, device=bound.mean.device)
+            return bound.mean + temperature * bound.scale * noise
         prior = self.sampling_prior if self.sampling_prior is not None else self.prior
         u = prior.sample(
             count, attributes=attributes, generators=generators, temperature=temperature
@@ -353,7 +405,10 @@ class LatentModel(nn.Module):
         return torch.cat([heads["mask"].field(), heads["image"].mode()], dim=1)
 
 
-def _coin(probability: float, like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """One 0/1 draw a sample, ``(B,)``."""
-    draw = torch.rand(len(like), generator=generator, device=like.device)
-    return (draw < probability).float()
+def _kept_channels(valid: Tensor, share: float, generator: torch.Generator | None) -> Tensor:
+    """Which channels an encoder sees, ``(B, C, 1, 1, 1)``: at least one of those observed."""
+    draw = torch.rand(valid.shape[:2], generator=generator, device=valid.device)
+    observed = valid.flatten(2).amax(2) > 0
+    draw = torch.where(observed, draw, torch.full_like(draw, 2.0))
+    least = draw.amin(1, keepdim=True)
+    return ((draw < share) | (draw == least)).to(valid)[..., None, None, None]

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from medvae3d.data.attributes import CLASS, mask_attributes
 from medvae3d.errors import RangeError, SettingError
 
 
@@ -98,10 +99,80 @@ class TrainingStatistics(nn.Module):
         """Natural attribute values to what networks are told, ``(B, F)``."""
         return (values - self.mean.to(values)) / self.scale.to(values)
 
-    def draw(self, count_generators: Sequence[torch.Generator], jitter: float = 0.1) -> Tensor:
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes that a case may be of, as far as the model is told them."""
+        return tuple(n.removeprefix(CLASS) for n in self.names if n.startswith(CLASS))
+
+    @property
+    def class_columns(self) -> list[int]:
+        """Columns of the classes, in their order."""
+        return [i for i, name in enumerate(self.names) if name.startswith(CLASS)]
+
+    def without_class(self, standardised: Tensor) -> Tensor:
+        """The same attributes, of no class: what every one-hot entry is where it is 0."""
+        columns = self.class_columns
+        told = standardised.clone()
+        zero = self.standardise(standardised.new_zeros(len(self.names)))
+        told[:, columns] = zero[columns]
+        return told
+
+    def of_class(self, name: str) -> Tensor:
+        """One-hot entries of a class, natural values, ``(K,)`` for :math:`K` classes.
+
+        Raises:
+            SettingError: If the model is not told that class.
+        """
+        if name not in self.classes:
+            told = f"the classes {', '.join(self.classes)}" if self.classes else "no class"
+            raise SettingError(
+                f"class {name!r} was asked for; these weights are told {told}. Ask for one of "
+                f"them, or train a model that is told others."
+            )
+        return torch.tensor([float(name == each) for each in self.classes])
+
+    def measure(
+        self,
+        mask: Tensor,
+        spacing_mm: Sequence[float],
+        classes: Sequence[str | None] | None = None,
+    ) -> Tensor:
+        """Natural attribute values of cases: what their masks say, and of which class they are.
+
+        Args:
+            mask: Label maps, :math:`(B, 1, I, J, K)`.
+            spacing_mm: Size of a voxel along (I, J, K).
+            classes: Class of each case; where it is ``None``, the mean of the training set counts.
+
+        Shape:
+            - output: :math:`(B, F)`
+        """
+        measured = [name for name in self.names if not name.startswith(CLASS)]
+        found = mask_attributes(mask, spacing_mm, measured)
+        if not self.classes:
+            return found
+        values = self.mean.to(found).repeat(len(mask), 1)
+        rest = [i for i in range(len(self.names)) if i not in self.class_columns]
+        values[:, rest] = found
+        for row, name in zip(values, classes or (), strict=bool(classes)):
+            if name is not None:
+                row[self.class_columns] = self.of_class(name).to(row)
+        return values
+
+    def draw(
+        self,
+        count_generators: Sequence[torch.Generator],
+        jitter: float = 0.1,
+        among: Tensor | None = None,
+    ) -> Tensor:
         """Draws one natural attribute vector per generator: a training example, jittered.
 
-        The result stays within the range of the training set.
+        The result stays within the range of the training set, and of the class of the example.
+
+        Args:
+            count_generators: One for each draw.
+            jitter: Deviation of the noise, in those of the training set.
+            among: Numbers of the examples to draw from; all by default.
 
         Raises:
             SettingError: If the statistics were not fitted.
@@ -111,10 +182,12 @@ class TrainingStatistics(nn.Module):
                 "these weights hold no attribute examples, so no condition can be drawn. "
                 "Train the bundle, or load its weights, before generating."
             )
+        numbers = torch.arange(int(self.example_count)) if among is None else among
         rows = []
         for generator in count_generators:
-            index = torch.randint(int(self.example_count), (1,), generator=generator)
+            index = numbers[torch.randint(len(numbers), (1,), generator=generator)]
             noise = torch.randn(len(self.names), generator=generator)
+            noise[self.class_columns] = 0
             rows.append(self.example_values[index[0]].cpu() + jitter * self.scale.cpu() * noise)
         values = torch.stack(rows)
         return torch.minimum(torch.maximum(values, self.low.cpu()), self.high.cpu())

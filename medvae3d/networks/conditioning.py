@@ -2,6 +2,9 @@ r"""From what a model is told to what its layers take: vectors from attributes, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -61,6 +64,12 @@ def dilate(mask: Tensor, voxels: int) -> Tensor:
     return mask if voxels == 0 else F.max_pool3d(mask, size, stride=1, padding=voxels)
 
 
+def coin(probability: float, like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """One 0/1 draw a sample, ``(B,)``."""
+    draw = torch.rand(len(like), generator=generator, device=like.device)
+    return (draw < probability).float()
+
+
 class LesionContext(nn.Module):
     r"""Maps that tell a decoder where the lesion is and what surrounds it.
 
@@ -102,6 +111,19 @@ class LesionContext(nn.Module):
     def radius(self) -> int:
         """Voxels around a tile that its maps depend on."""
         return max(self.dilation, *(blur_radius(d) for d in self.deviations))
+
+    def collect(
+        self, batch: Mapping[str, Any], generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Builds the maps of a batch, without context for some of its cases while training.
+
+        Returns:
+            The maps, and which voxels the model is asked for (``None``: all).
+        """
+        keep = None
+        if self.training and self.dropout:
+            keep = coin(1 - self.dropout, batch["mask"], generator)
+        return self(batch["mask"], batch.get("context", batch.get("image")), keep), None
 
     def forward(
         self, mask: Tensor, image: Tensor | None = None, keep: Tensor | None = None

@@ -23,6 +23,7 @@ from torch import Tensor
 from medvae3d.errors import NonFiniteTermError, SettingError
 from medvae3d.numerics import at_least_float32, sum_per_sample
 from medvae3d.objectives.schedules import Schedule, as_schedule
+from medvae3d.probability.posteriors import DiagonalGaussian
 
 if TYPE_CHECKING:
     from medvae3d.models.latent import Trace
@@ -61,17 +62,28 @@ def one_sample_kl(trace: Trace, batch: Batch) -> Tensor:
 
 
 def analytic_kl(trace: Trace, batch: Batch) -> Tensor:
-    """KL of the posterior to the standard normal in nats, ``(B,)``, without noise.
+    """KL of the posterior to the prior in nats, ``(B,)``, without noise.
+
+    The prior is the standard normal or, of a model with a conditional prior, a Gaussian.
 
     Raises:
         SettingError: With a flow or another prior, whose KL has no closed form.
     """
-    if trace.flowed.num_gradients or not trace.prior.is_standard:
+    is_closed = trace.prior.is_standard or isinstance(trace.prior, DiagonalGaussian)
+    if trace.flowed.num_gradients or not is_closed:
         raise SettingError(
-            "the analytic KL holds for the standard normal without a flow; this model has "
+            "the analytic KL holds for a Gaussian prior without a flow; this model has "
             f"{'a flow' if trace.flowed.num_gradients else 'a fitted prior'}. Use one_sample_kl."
         )
-    return trace.posterior.kl()
+    return sum_per_sample(kl_elements(trace))
+
+
+def kl_elements(trace: Trace) -> Tensor:
+    """KL of the first latent's posterior to its prior in nats, element by element."""
+    posterior, prior = trace.posterior, trace.prior
+    if isinstance(posterior, DiagonalGaussian) and isinstance(prior, DiagonalGaussian):
+        return posterior.kl_to(prior)
+    return posterior.kl_per_element()
 
 
 def elbo(trace: Trace, batch: Batch) -> Tensor:
@@ -100,7 +112,7 @@ def free_bits(nats_per_dim: float) -> TermValue:
     """
 
     def value(trace: Trace, batch: Batch) -> Tensor:
-        return sum_per_sample((nats_per_dim - trace.posterior.kl_per_element()).clamp_min(0))
+        return sum_per_sample((nats_per_dim - kl_elements(trace)).clamp_min(0))
 
     return value
 

@@ -7,7 +7,7 @@ training and scoring cannot disagree on it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -59,6 +59,9 @@ class DiagonalGaussian:
     mean: Tensor
     scale: Tensor
 
+    is_standard: ClassVar[bool] = False
+    """As a prior, it is one that a condition gave."""
+
     @classmethod
     def from_features(cls, features: Tensor, min_scale: float = MIN_SCALE) -> DiagonalGaussian:
         """Splits ``(B, 2L, ...)`` features in two. Float32, so that autocast cannot overflow it."""
@@ -80,6 +83,17 @@ class DiagonalGaussian:
     def kl(self) -> Tensor:
         """KL to the standard normal in nats, summed over the latent, ``(B,)``."""
         return sum_per_sample(self.kl_per_element())
+
+    def kl_to(self, prior: DiagonalGaussian) -> Tensor:
+        r"""KL to another Gaussian in nats, element by element of the latent.
+
+        .. math::
+            \log\frac{\sigma_p}{\sigma_q} + \frac{\sigma_q^2 + (\mu_q - \mu_p)^2}{2\sigma_p^2}
+            - \frac12
+        """
+        ratio = (self.scale / prior.scale).square()
+        away = ((self.mean - prior.mean) / prior.scale).square()
+        return 0.5 * (ratio + away - 1 - ratio.log())
 
     def mode(self) -> Tensor:
         return self.mean

@@ -73,9 +73,10 @@ class ConditionDraw:
         recipe: Names the attributes that are volumes.
         request: Volumes asked for, in ml.
         extrapolate: Whether volumes beyond the training set may be asked for.
+        class_name: Class asked for; any by default.
 
     Raises:
-        SettingError: If the request names labels or sizes that the weights are not told.
+        SettingError: If the request names labels, classes or sizes that the weights are not told.
         RangeError: If it leaves the training set and ``extrapolate`` is not set.
     """
 
@@ -85,6 +86,7 @@ class ConditionDraw:
         recipe: Recipe,
         request: VolumeRequest = None,
         extrapolate: bool = False,
+        class_name: str | None = None,
     ) -> None:
         self.statistics = statistics
         self.recipe = recipe
@@ -99,8 +101,23 @@ class ConditionDraw:
         self.columns = [statistics.names.index(name) for name in self.volumes]
         count = int(statistics.example_count)
         self.examples = statistics.example_values[:count].cpu()
+        self.among = None if class_name is None else self._of_class(class_name)
+        if self.among is not None:
+            self.examples = self.examples[self.among]
         self.percentiles_ml = self._percentiles_ml()
         self.request = self._checked(request)
+
+    def _of_class(self, name: str) -> Tensor:
+        """Numbers of the examples of a class."""
+        wanted = self.statistics.of_class(name)
+        known = self.examples[:, self.statistics.class_columns].round()
+        rows = (known == wanted).all(1).nonzero()[:, 0]
+        if not len(rows):
+            raise SettingError(
+                f"class {name!r} was asked for, and none of the {len(known)} training examples of "
+                f"these weights is of it. Ask for another, or train with cases of this class."
+            )
+        return rows
 
     def _percentiles_ml(self) -> Range | None:
         """Volumes between which the training set lies, by the recipe's percentiles."""
@@ -132,12 +149,12 @@ class ConditionDraw:
 
     def _example(self, generator: torch.Generator) -> Tensor:
         limits = self.percentiles_ml
-        row = self.statistics.draw([generator])[0]
+        row = self.statistics.draw([generator], among=self.among)[0]
         for _ in range(TRIES):
             total = None if limits is None else float(self._totals(row[None])[0])
             if limits is None or total is None or limits[0] <= total <= limits[1]:
                 break
-            row = self.statistics.draw([generator])[0]
+            row = self.statistics.draw([generator], among=self.among)[0]
         return row
 
     def _grown(self, row: Tensor, wanted: Tensor) -> Tensor:

@@ -45,6 +45,7 @@ class Request:
         temperature: Scales the deviation of latents; that of the recipe if not given.
         extrapolate: Whether volumes beyond the training set may be asked for.
         mask: A mask to fill with intensities, instead of drawing one.
+        class_name: Class of all of them, for models that are told classes; any by default.
     """
 
     count: int
@@ -54,6 +55,7 @@ class Request:
     temperature: float | None = None
     extrapolate: bool = False
     mask: Volume | None = field(default=None, repr=False)
+    class_name: str | None = None
 
     def __post_init__(self) -> None:
         if self.count < 1:
@@ -94,6 +96,7 @@ class Request:
             "temperature": self.temperature_for(recipe),
             "extrapolate": self.extrapolate,
             "mask": None if self.mask is None else _fingerprint(self.mask),
+            **({} if self.class_name is None else {"class": self.class_name}),
         }
 
     def _volumes(self) -> Any:
@@ -154,6 +157,7 @@ def generate(
         request.extrapolate,
         request.mask,
         request.options(recipe),
+        request.class_name,
     )
     maker = make_maker(network, recipe, settings, torch.device(device))
     return _run(maker, request, progress)

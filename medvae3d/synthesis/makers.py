@@ -54,6 +54,7 @@ class Settings:
         extrapolate: Whether they may lie beyond the training set.
         mask: A mask to fill with intensities.
         options: All of these in the words of a record.
+        class_name: Class asked for.
     """
 
     seed: int
@@ -62,6 +63,7 @@ class Settings:
     extrapolate: bool
     mask: Volume | None = field(repr=False)
     options: Mapping[str, Any]
+    class_name: str | None = None
 
 
 @dataclass(eq=False)
@@ -152,7 +154,13 @@ class Maker:
         self.settings = settings
         self.device = device
         self.statistics: TrainingStatistics = network.statistics
-        self.draw = ConditionDraw(self.statistics, recipe, settings.volume_ml, settings.extrapolate)
+        self.draw = ConditionDraw(
+            self.statistics,
+            recipe,
+            settings.volume_ml,
+            settings.extrapolate,
+            settings.class_name,
+        )
         known = self.draw.percentiles_ml
         self.limits = None if known is None else tuple(ml / recipe.voxel_ml for ml in known)
         self.grid = recipe.grid
@@ -233,7 +241,9 @@ class Maker:
 
     def records(self, drafts: Sequence[Draft], labels: Tensor, images: Tensor) -> list[Any]:
         """What is known of samples so far."""
-        names = self.statistics.names
+        told = self.statistics
+        measured = [n for i, n in enumerate(told.names) if i not in told.class_columns]
+        names = tuple(measured)
         reached = mask_attributes(labels, self.grid.spacing, names)
         return [
             self._record(draft, image.numpy(), natural(names, row))

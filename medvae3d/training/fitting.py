@@ -53,9 +53,11 @@ class StatisticsFitter:
         values, whole = [], []
         for step in range(self.passes * per_pass):
             # Steps far beyond any training, so that the fit shares no noise with it.
-            mask = loader.batch(10**9 + step)["mask"]
-            filled = mask.flatten(1).any(1)
-            values.append(self.preparation.attributes(mask[filled]))
+            batch = loader.batch(10**9 + step)
+            mask = batch["mask"]
+            # Where classes are told, a case without a lesion says something too.
+            filled = mask.flatten(1).any(1) | bool(self.statistics.classes)
+            values.append(self.preparation.attributes(mask, batch)[filled])
             whole.append(~touches_border(mask[filled]))
         self.statistics.fit_attributes(torch.cat(values), torch.cat(whole))
         params = [_intensities_of(case) for case in loader.dataset]

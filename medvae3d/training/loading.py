@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from medvae3d.data.attributes import mask_attributes
+from medvae3d.data.datalists import require_class
 from medvae3d.models.statistics import TrainingStatistics
 from medvae3d.seeding import derive_generator, derive_seed
 
@@ -238,6 +238,8 @@ def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
     if not bool(valid.all()):
         batch["valid"] = valid
+    if any("class" in item for item in items):
+        batch["class"] = [None if "class" not in item else str(item["class"]) for item in items]
     return {key: plain(value) for key, value in batch.items()}
 
 
@@ -278,10 +280,20 @@ class BatchPreparation:
             if isinstance(value, Tensor):
                 moved[key] = value.to(device, non_blocking=non_blocking)
         if self.statistics.names and "mask" in moved:
-            values = self.attributes(moved["mask"])
+            values = self.attributes(moved["mask"], moved)
             moved["attributes"] = self.statistics.standardise(values)
         return moved
 
-    def attributes(self, mask: Tensor) -> Tensor:
-        """Natural attribute values of label maps, ``(B, F)``."""
-        return mask_attributes(mask, self.spacing_mm, self.statistics.names)
+    def attributes(self, mask: Tensor, batch: Mapping[str, Any]) -> Tensor:
+        """Natural attribute values of label maps and of the classes of a batch, ``(B, F)``.
+
+        Raises:
+            DataListError: If the model is told classes, and a case has none or another one.
+        """
+        known = self.statistics.classes
+        if not known:
+            return self.statistics.measure(mask, self.spacing_mm)
+        classes = batch.get("class", [None] * len(mask))
+        for case, name in zip(batch.get("case", range(len(mask))), classes, strict=True):
+            require_class(name, known, f"case {case}")
+        return self.statistics.measure(mask, self.spacing_mm, classes)

@@ -274,5 +274,8 @@ def with_image(batch: Batch) -> dict[str, Any]:
     keep = valid.reshape(len(valid), -1).amax(1) > 0
     names = [case for case, kept in zip(batch["case"], keep.tolist(), strict=True) if kept]
     picked = {k: v[keep] if isinstance(v, Tensor) else v for k, v in batch.items()}
+    if "class" in batch:
+        pairs = zip(batch["class"], keep.tolist(), strict=True)
+        picked["class"] = [name for name, kept in pairs if kept]
     picked.pop("valid")
     return {**picked, "case": names}

@@ -12,7 +12,7 @@ from medvae3d.models.grain import Grain
 from medvae3d.models.latent import LatentModel
 from medvae3d.models.statistics import TrainingStatistics
 from medvae3d.networks.autoencoders import Decoder, Encoder, all_strides, total_stride
-from medvae3d.networks.conditioning import AttributeEmbedding, LesionContext
+from medvae3d.networks.conditioning import AttributeEmbedding
 from medvae3d.probability.likelihoods import BernoulliHead, GaussianHead, LabelHead, LaplaceHead
 from medvae3d.probability.priors import MixturePrior
 
@@ -35,7 +35,10 @@ def latent_model(
     vector_latent: bool = False,
     attributes: Sequence[str] = (),
     encode_attributes: bool = False,
-    context: LesionContext | None = None,
+    context: nn.Module | None = None,
+    conditional_prior: nn.Module | None = None,
+    label_dropout: float = 0.0,
+    channel_dropout: float = 0.0,
     flow: nn.Module | None = None,
     flow_autocast: bool = False,
     components: int = 16,
@@ -65,6 +68,9 @@ def latent_model(
         attributes: Names of the scalar attributes that the model is told.
         encode_attributes: Whether the encoder sees them too.
         context: Builds condition maps, if the decoder is told them.
+        conditional_prior: See `LatentModel`; a model with one draws from nothing else.
+        label_dropout: See `LatentModel`.
+        channel_dropout: See `LatentModel`.
         flow: Hamiltonian flow; none by default.
         flow_autocast: See `LatentModel`.
         components: Most components of the fitted prior; 0 for the standard normal.
@@ -86,7 +92,7 @@ def latent_model(
     made = {name: all_heads[name] for name in heads}
     embedding = AttributeEmbedding(len(attributes)) if attributes else None
     features = embedding.features if embedding else 0
-    maps = context.channels if context else 0
+    maps = int(getattr(context, "channels", 0))
     in_channels = maps
     in_channels += 2 * image_channels if "image" in inputs else 0
     in_channels += len(values) if "mask" in inputs else 0
@@ -99,7 +105,7 @@ def latent_model(
     }
     fitted_mixture = (
         MixturePrior(latent_shape, components=components, rank=rank, attributes=len(attributes))
-        if components
+        if components and conditional_prior is None
         else None
     )
     return LatentModel(
@@ -127,6 +133,9 @@ def latent_model(
         embedding=embedding,
         encode_attributes=encode_attributes,
         context=context,
+        conditional_prior=conditional_prior,
+        label_dropout=label_dropout,
+        channel_dropout=channel_dropout,
         mask_dropout=mask_dropout,
         flow_autocast=flow_autocast,
         statistics=(
