@@ -21,7 +21,7 @@ export MPLBACKEND := Agg
 export DO_NOT_TRACK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint typecheck format wheel clean distclean
+.PHONY: help install demo docs test test-slow lint typecheck format wheel clean distclean
 
 help:
 	@echo "make demo       4 pairs from each bundle and one insertion, into $(DEMO)/"
@@ -29,6 +29,7 @@ help:
 	@echo "make test-slow  the slow and the integration tests"
 	@echo "make lint       ruff: rules and format        make format     let ruff put them right"
 	@echo "make typecheck  mypy on medvae3d/             make wheel      build into dist/"
+	@echo "make docs       the site, into docs/_build/"
 	@echo "make clean      delete caches and the demo    make distclean  delete $(VENV)/ as well"
 
 install: $(VENV)/.installed
@@ -72,11 +73,19 @@ format: $(VENV)/.installed-dev
 typecheck: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
+# The site, in docs/_build: warnings are errors.
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m sphinx -b html -W --keep-going -q docs docs/_build
+
+$(VENV)/.installed-docs: $(VENV)/.installed-dev
+	$(INSTALL) -e '.[docs]'
+	@touch $@
+
 wheel: $(VENV)/.installed-dev
 	$(BIN)/python -m build
 
 clean:
-	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache $(DEMO)
+	rm -rf build dist docs/_build docs/_generated *.egg-info .mypy_cache .pytest_cache .ruff_cache $(DEMO)
 	find medvae3d tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean
