@@ -15,11 +15,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from medvae3d import transforms as transforms
     from medvae3d.apps.bundle import load_bundle as load_bundle
 
     __version__: str
 
-__all__ = ["__version__", "load_bundle"]
+__all__ = ["__version__", "load_bundle", "transforms"]
 
 
 def __getattr__(name: str) -> Any:
@@ -27,6 +28,10 @@ def __getattr__(name: str) -> Any:
         from medvae3d.apps.bundle import load_bundle
 
         value: Any = load_bundle
+    elif name == "transforms":
+        from importlib import import_module
+
+        value = import_module("medvae3d.transforms")
     elif name == "__version__":
         value = _version()
     else:

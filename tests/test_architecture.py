@@ -26,6 +26,7 @@ FLOORS = [
     {"training", "synthesis", "evaluation"},
     {"studies"},
     {"apps"},
+    {"transforms"},
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 # These names of the package itself stand for what lies behind them.

@@ -134,13 +134,22 @@ def read_host(
     return HostScan(volumes, there, inside, name)
 
 
-def host_in_memory(image: Floats, grid: Grid, recipe: Recipe) -> HostScan:
+def host_in_memory(
+    image: Floats,
+    grid: Grid,
+    recipe: Recipe,
+    *,
+    label: NDArray[np.integer[Any]] | None = None,
+    brain: Mask | None = None,
+) -> HostScan:
     """A scan in memory as a host; values stay floats, as no file says otherwise.
 
     Args:
         image: Native units, :math:`(C, I, J, K)`.
         grid: Where its voxels lie.
         recipe: What the weights expect.
+        label: Lesions that are there already, :math:`(I, J, K)`.
+        brain: Brain or body, :math:`(I, J, K)`; found in the image if not given.
 
     Raises:
         SettingError: If there are not as many channels as the weights need.
@@ -161,8 +170,9 @@ def host_in_memory(image: Floats, grid: Grid, recipe: Recipe) -> HostScan:
     )
     for volume, channel in zip(volumes, recipe.channels, strict=True):
         require_modality(volume, channel)
-    nothing = np.zeros(grid.shape, np.uint8)
-    return HostScan(volumes, nothing, body_of(volumes, recipe), "host", False)
+    there = np.zeros(grid.shape, np.uint8) if label is None else label
+    inside = body_of(volumes, recipe) if brain is None else brain
+    return HostScan(volumes, there, inside, "host", False)
 
 
 def phantom_host(recipe: Recipe, seed: int, index: int) -> HostScan:
