@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,17 +31,23 @@ FILL = -1.0
 """Normalised intensity of what lies outside of an image; all intensity schemes start there."""
 
 
-def read_items(datalist: str, split: str, *, with_image: bool = False) -> list[dict[str, Any]]:
+def read_items(
+    datalist: str, split: str, *, with_image: bool = False, optional: bool = False
+) -> list[dict[str, Any]]:
     """Reads one split of a data list as MONAI's data sets take it.
 
     Args:
         datalist: Path of the list.
         split: ``training``, ``validation`` or ``testing``.
         with_image: Whether to leave out cases that have a mask alone.
+        optional: Whether a list that does not exist is one without cases. MONAI Label brings the
+            training cases itself, and the list of the bundle's own training is then not there.
 
     Raises:
         DataListError: If the list cannot be used.
     """
+    if optional and not Path(datalist).exists():
+        return []
     items = as_monai(read_datalist(datalist).split(split))
     return [item for item in items if "image" in item or not with_image]
 
