@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -27,9 +27,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medvae3d.apps.bundle import load_bundle
+from medvae3d.apps.label import label_app, refusals
+from medvae3d.apps.wishes import ANYWHERE, Numbers, Wishes, lesion_range, number_range
 from medvae3d.data.transforms import resample_to_grid
 from medvae3d.errors import SettingError, UnreadableFileError
-from medvae3d.geometry import Grid, Triple
+from medvae3d.geometry import Grid, Triple, TripleMM
 from medvae3d.models.statistics import TrainingStatistics
 from medvae3d.models.two_stage import TwoStageModel
 from medvae3d.seeding import derive_seed
@@ -38,8 +40,6 @@ from medvae3d.synthesis.hosts import host_in_memory
 from medvae3d.synthesis.insertion import insert_lesions
 from medvae3d.synthesis.recipe import Recipe
 
-Numbers: TypeAlias = "float | Sequence[float]"
-ANYWHERE = (-1, -1, -1)
 NIFTI = (".nii", ".nii.gz")
 
 logger = logging.getLogger(__name__)
@@ -85,10 +85,10 @@ def write_samples(
         made = Recipe.from_config(recipe, source="the configuration with its overrides")
         bundle = replace(bundle, recipe=made)
     options: dict[str, Any] = {}
-    if wanted := _range(volume_ml, "volume_ml"):
+    if wanted := number_range(volume_ml, "volume_ml"):
         options["volume_ml"] = wanted
-    if some := _range(lesions, "lesions"):
-        options["lesions"] = (int(some[0]), int(some[1]))
+    if some := lesion_range(lesions):
+        options["lesions"] = some
     folder = bundle.write(
         output_dir, int(count), int(seed), start=int(start), temperature=temperature, **options
     )
@@ -145,7 +145,13 @@ class SynthesisInferer(Inferer):
         temperature: Scales the deviation of latents; that of the recipe if not given.
         volume_ml: Wanted volume of the mask or of each lesion, or smallest and largest; 0 for any.
         lesions: Wanted number of lesions, or fewest and most; 0 for what the recipe says.
-        at: Voxel of the host at which a lesion is to lie; negative numbers for anywhere.
+        at: Voxel of the host, as its file stores it, at which a lesion is to lie; negative numbers
+            for anywhere.
+        at_mm: The same as a viewer shows it: three numbers in mm, right, anterior, superior, or
+            with letters as in ``R 12.5, P 30, S 4``; empty for anywhere.
+
+    In a MONAI Label server, a wish that cannot be read is answered when a host is, not before: the
+    server makes the inferer anew for each request.
 
     Shape:
         - ``inputs``: :math:`(B, C, I, J, K)`, native units, with the host's affine where it is a
@@ -161,29 +167,43 @@ class SynthesisInferer(Inferer):
         temperature: float | None = None,
         volume_ml: Numbers = 0.0,
         lesions: Numbers = 0,
-        at: Sequence[float] = ANYWHERE,
+        at: Sequence[float | str] = ANYWHERE,
+        at_mm: str | Sequence[float] = "",
     ) -> None:
         super().__init__()
         self.recipe = recipe if isinstance(recipe, Recipe) else Recipe.from_config(recipe)
-        self.seed = int(seed)
-        self.temperature = (
-            self.recipe.synthesis.temperature if temperature is None else float(temperature)
-        )
-        self.volume_ml = _range(volume_ml, "volume_ml")
-        self.lesions = _range(lesions, "lesions")
-        place = [float(index) for index in at]
-        self.at = place if min(place) >= 0 else None
+        if temperature is None:
+            temperature = self.recipe.synthesis.temperature
+        self.wishes, self.refused = Wishes(), None
+        try:
+            self.wishes = Wishes.read(seed, temperature, volume_ml, lesions, at, at_mm)
+        except SettingError as error:
+            if label_app() is None:
+                raise
+            self.refused = error
 
     def __call__(
         self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> dict[str, Tensor]:
+        with refusals():
+            return self._made(inputs, network)
+
+    def _made(self, inputs: Tensor, network: Callable[..., Any]) -> dict[str, Tensor]:
+        if self.refused is not None:
+            raise self.refused
         masks, images = [], []
-        for image, affine in zip(inputs, _affines(inputs, self.recipe), strict=True):
+        affines = _affines(inputs, self.recipe)
+        stored = _affines_of(inputs, "original_affine") or affines
+        for image, affine, as_stored in zip(inputs, affines, stored, strict=True):
             host = image.detach().cpu().float().numpy()
             grid = Grid(cast(Triple, tuple(host.shape[1:])), affine)
-            seed = derive_seed(self.seed, "host", _digest(host, grid))
-            make = self._inserted if isinstance(network, TwoStageModel) else self._placed
-            mask, made = make(cast(nn.Module, network), host, grid, seed, inputs.device)
+            seed = derive_seed(self.wishes.seed, "host", _digest(host, grid))
+            model = cast(nn.Module, network)
+            if isinstance(network, TwoStageModel):
+                place = self.wishes.place_mm(as_stored)
+                mask, made = self._inserted(model, host, grid, seed, inputs.device, place)
+            else:
+                mask, made = self._placed(model, grid, seed, inputs.device)
             masks.append(mask)
             images.append(made)
         return {
@@ -194,13 +214,13 @@ class SynthesisInferer(Inferer):
     def _placed(
         self,
         network: nn.Module,
-        host: NDArray[np.float32],
         grid: Grid,
         seed: int,
         device: torch.device,
     ) -> tuple[Tensor, Tensor]:
         """A whole volume in the middle of the host's grid; beyond it, the darkest there is."""
-        request = Request(1, seed, volume_ml=self.volume_ml, temperature=self.temperature)
+        wishes = self.wishes
+        request = Request(1, seed, volume_ml=wishes.volume_ml, temperature=wishes.temperature)
         (sample,) = generate(network, self.recipe, request, device=device)
         affine = np.array(sample.grid.affine)
         affine[:3, 3] += grid.to_world((np.array(grid.shape) - 1) / 2)
@@ -224,20 +244,21 @@ class SynthesisInferer(Inferer):
         grid: Grid,
         seed: int,
         device: torch.device,
+        place: TripleMM | None,
     ) -> tuple[Tensor, Tensor]:
         """Lesions in the host."""
         options: dict[str, Any] = {}
-        if self.lesions:
-            options["lesions"] = (int(self.lesions[0]), int(self.lesions[1]))
-        if self.at is not None:
-            options["at_mm"] = tuple(grid.to_world(self.at).tolist())
+        if self.wishes.lesions:
+            options["lesions"] = self.wishes.lesions
+        if place is not None:
+            options["at_mm"] = place
         made = insert_lesions(
             host_in_memory(host, grid, self.recipe),
             network,
             self.recipe,
             seed=seed,
-            volume_ml=self.volume_ml,
-            temperature=self.temperature,
+            volume_ml=self.wishes.volume_ml,
+            temperature=self.wishes.temperature,
             device=device,
             **options,
         )
@@ -246,10 +267,16 @@ class SynthesisInferer(Inferer):
 
 def _affines(inputs: Tensor, recipe: Recipe) -> list[NDArray[np.float64]]:
     """Where the voxels of each host of a batch lie."""
-    found = getattr(inputs, "affine", None)
+    found = _affines_of(inputs, "affine")
+    grid = Grid.centred(cast(Triple, tuple(inputs.shape[2:])), recipe.spacing)
+    return found or [np.array(grid.affine)] * len(inputs)
+
+
+def _affines_of(inputs: Tensor, key: str) -> list[NDArray[np.float64]]:
+    """An affine of each host of a batch, as the meta data have it; empty where they have none."""
+    found = getattr(inputs, "meta", {}).get(key)
     if found is None:
-        grid = Grid.centred(tuple(inputs.shape[2:]), recipe.spacing)
-        return [np.array(grid.affine)] * len(inputs)
+        return []
     affines = torch.as_tensor(found).double().cpu().reshape(-1, 4, 4).numpy()
     return [affines[min(row, len(affines) - 1)] for row in range(len(inputs))]
 
@@ -259,19 +286,6 @@ def _digest(host: NDArray[np.float32], grid: Grid) -> str:
     place = np.round(grid.affine, 3) + 0.0  # no negative zeros
     content = np.ascontiguousarray(host).tobytes() + place.tobytes()
     return hashlib.blake2b(content, digest_size=16).hexdigest()
-
-
-def _range(value: Numbers, name: str) -> tuple[float, float] | None:
-    """A number as a range of one value, two numbers as they are, 0 as no wish."""
-    ends: list[Any] = list(value) if isinstance(value, (list, tuple)) else [value]
-    try:
-        low, high = float(ends[0]), float(ends[-1])
-    except (TypeError, ValueError, IndexError) as error:
-        raise SettingError(
-            f"{name} is {value!r}; allowed are a number, two numbers (smallest and largest), or 0 "
-            f"for any."
-        ) from error
-    return (low, high) if low or high else None
 
 
 class UnpackSampledd(MapTransform):

@@ -247,8 +247,8 @@ def test_wishes_are_scalars_that_reach_the_inferer(name: str) -> None:
     parser = ConfigParser(config(name, "inference"))
     shown = parser.get_parsed_content("displayable_configs")
     assert all(isinstance(value, (bool, int, float, str)) for value in shown.values())
-    wanted = {"seed", "temperature", "volume_ml", "publish"}
-    wanted |= set() if name in JOINT else {"lesions", "at_x", "at_y", "at_z"}
+    wanted = {"seed", "temperature", "volume_ml", "publish", "publish_tag"}
+    wanted |= set() if name in JOINT else {"lesions", "at_x", "at_y", "at_z", "at_mm"}
     assert set(shown) == wanted
     body = json.dumps([content["inferer"], content["postprocessing"]])
     assert [key for key in shown if f"@displayable_configs#{key}" not in body] == []
@@ -263,7 +263,7 @@ def test_postprocessing_returns_to_the_host_and_saves_last(name: str) -> None:
     inverted = content["postprocessing"]["transforms"][kinds.index("Invertd")]
     assert inverted["keys"] == ["pred", "synthetic"]
     before = [target(entry) for entry in content["preprocessing"]["transforms"]]
-    assert before[0] == "LoadImaged" and "Spacingd" not in before
+    assert before[0] == "LoadHostd" and "Spacingd" not in before
 
 
 @every

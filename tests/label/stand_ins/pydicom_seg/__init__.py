@@ -1,0 +1,1 @@
+"""Stands in for pydicom-seg, which does not know pydicom 3; see ../README.md."""
