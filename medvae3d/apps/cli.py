@@ -17,6 +17,7 @@ from medvae3d.apps import (
     data_commands,
     doctor,
     evaluate_command,
+    export_command,
     generate_command,
     study_commands,
 )
@@ -52,6 +53,7 @@ app = typer.Typer(
 app.command(rich_help_panel="Make")(generate_command.generate)
 app.command(rich_help_panel="Make")(bundle_commands.demo)
 app.command("list", rich_help_panel="Make")(bundle_commands.list_bundles)
+app.command(rich_help_panel="Make")(export_command.export)
 app.command(rich_help_panel="Train")(bundle_commands.train)
 app.command(rich_help_panel="Train")(bundle_commands.figures)
 app.command(rich_help_panel="Judge")(evaluate_command.evaluate)
