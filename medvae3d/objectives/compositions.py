@@ -142,6 +142,25 @@ def texture_objective(
     return Objective(terms, per_voxel=True)
 
 
+def generator_objective(discriminator: nn.Module, *, kind: str = "logistic") -> Objective:
+    r"""The generator of a GAN: its volumes pass for real, and nothing else.
+
+    With ``logistic`` it is the non-saturating loss :math:`-\overline{\log \sigma(D(x_p))}`, with
+    ``least_squares`` that of an LSGAN, :math:`\overline{(D(x_p) - 1)^2}`.
+
+    Args:
+        discriminator: Judges image and mask together.
+        kind: ``logistic``, ``least_squares`` or ``hinge``.
+
+    References:
+        Radford et al., "Unsupervised representation learning with deep convolutional generative
+        adversarial networks", 2016. Mao et al., "Least squares generative adversarial networks",
+        2017.
+    """
+    score = AdversarialScore(discriminator, kind=kind)
+    return Objective([Term("adversarial", score, is_mean=True)], per_voxel=True)
+
+
 def disc_vae_objective(
     model: LatentModel,
     discriminator: nn.Module,

@@ -10,11 +10,11 @@ and model and discriminator judge the same noise within a step.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from medvae3d.models.latent import LatentModel
+from medvae3d.flows.hamiltonian import Identity
+from medvae3d.models.latent import Condition, LatentModel, Trace
 from medvae3d.objectives.adversarial import (
     Discriminator,
     generator_score,
@@ -23,9 +23,17 @@ from medvae3d.objectives.adversarial import (
     stacked,
 )
 from medvae3d.objectives.terms import Batch
+from medvae3d.probability.posteriors import PointMass
 
-if TYPE_CHECKING:
-    from medvae3d.models.latent import Trace
+
+def generated_trace(model: LatentModel, z: Tensor, condition: Condition) -> Trace:
+    """What a model makes of given latents, as a trace without an encoder's part.
+
+    All mass of its posterior lies on the latents, so terms that read heads can judge it.
+    """
+    flowed = Identity()(z, lambda z: z.flatten(1).sum(1))
+    prior = model.prior_given(condition)
+    return Trace(PointMass(z), prior, z, flowed, model.decode(z, condition), condition)
 
 
 def prior_draw(trace: Trace) -> Tensor:

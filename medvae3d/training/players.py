@@ -199,7 +199,7 @@ class ModelPlayer(Player):
             self._update(None, turn)
             return
         with autocast():
-            trace = self.model.trace(batch, turn.generator, with_flow=turn.step >= self.flow_start)
+            trace = self._pass(batch, turn)
             loss, values = self.objective(trace, batch, turn.step)
         self._update(loss, turn)
         turn.traces[self.name] = (trace, batch)
@@ -207,6 +207,10 @@ class ModelPlayer(Player):
         turn.log[f"{self.name}/loss"] = float(loss.detach())
         if trace.flowed.num_gradients:
             turn.log[f"{self.name}/energy_error"] = _energy_error(trace)
+
+    def _pass(self, batch: Batch, turn: Turn) -> Trace:
+        """What the objective judges."""
+        return self.model.trace(batch, turn.generator, with_flow=turn.step >= self.flow_start)
 
 
 def _energy_error(trace: Trace) -> float:

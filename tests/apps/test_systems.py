@@ -37,7 +37,15 @@ SMALL = {
     "flow_start": 0,
     "adversarial_start": 0,
 }
-NARROW = {"channels": [4, 8], "latent_channels": 2, "components": 2, "rank": 2}
+NARROW = {
+    "channels": [4, 8],
+    "latent_channels": 2,
+    "components": 2,
+    "rank": 2,
+    "codes": 8,
+    "prior_width": 8,
+    "prior_steps": 2,
+}
 # Untrained masks have many parts; how they look is not what is tested here.
 LOOSE = {"max_attempts": 500, "max_components": 10**6, "allow_border": True}
 

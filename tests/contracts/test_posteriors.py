@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from small_models import generators
 
 from medvae3d.probability import DiagonalGaussian, PointMass, Posterior
+from medvae3d.probability.codebook import Codebooks
 
 POSTERIORS = {
+    "codes": lambda n: Codebooks((2, 2, 2), 8, 3).eval()(rows(n, 3, 2, 2, 2)),
+    "codes of two levels": lambda n: Codebooks((4, 2, 2), 8, 3, 2).eval()(rows(n, 6, 4, 2, 2)),
     "gaussian map": lambda n: DiagonalGaussian.from_features(rows(n, 4, 3, 2, 2)),
     "gaussian vector": lambda n: DiagonalGaussian.from_features(rows(n, 6)),
     "point mass": lambda n: PointMass(rows(n, 2, 3, 2, 2)),
@@ -51,9 +56,9 @@ def test_the_mode_is_the_likeliest(make):
 
 def test_a_draw_is_differentiable_in_its_features(make):
     posterior = make(2)
-    mean = posterior.mean.clone().requires_grad_()
-    scaled = {"scale": posterior.scale} if isinstance(posterior, DiagonalGaussian) else {}
-    z = type(posterior)(mean=mean, **scaled).rsample()
+    key = "features" if hasattr(posterior, "features") else "mean"
+    mean = getattr(posterior, key).clone().requires_grad_()
+    z = replace(posterior, **{key: mean}).rsample()
     (gradient,) = torch.autograd.grad(z.sum(), mean)
     assert torch.equal(gradient, torch.ones_like(mean))
 

@@ -8,6 +8,7 @@ from small_models import generators, stray_tensors
 
 from medvae3d.errors import SettingError
 from medvae3d.probability import FullGaussianPrior, MixturePrior, Prior, StandardNormal
+from medvae3d.probability.priors import Aggregate, FlowPrior, VampPrior
 
 SHAPE = (2, 2, 1, 1)
 
@@ -24,11 +25,27 @@ def fitted(prior, told=False):
     return prior.fit(z, attributes if told else None, seed=0)
 
 
+def of_pseudo_inputs(told=False):
+    """Inputs are latents, and the encoder doubles them."""
+    z, attributes = data()
+    scales = torch.full_like(z, 0.7)
+    encode = lambda x, a: (2 * x, torch.full_like(x, 0.7))
+    kept = attributes if told else None
+    aggregate = Aggregate(z, z, scales, kept, inputs=0.5 * z[:40], encode=encode)
+    prior = VampPrior(SHAPE, 8, 2 if told else 0, steps=40)
+    return prior.fit_posterior(aggregate, seed=0)
+
+
 PRIORS = {
     "standard normal": (lambda: StandardNormal(SHAPE), 0),
     "unfitted": (lambda: MixturePrior(SHAPE, 3, 2, 2), 2),
     "mixture": (lambda: fitted(MixturePrior(SHAPE, 3, 2)), 0),
     "mixture, told": (lambda: fitted(MixturePrior(SHAPE, 3, 2, 2), True), 2),
+    "vamp": (of_pseudo_inputs, 0),
+    "vamp, told": (lambda: of_pseudo_inputs(True), 2),
+    "vamp of latents alone": (lambda: fitted(VampPrior(SHAPE, 3)), 0),
+    "flow": (lambda: fitted(FlowPrior(SHAPE, 3, width=16, steps=60)), 0),
+    "flow over all, told": (lambda: fitted(FlowPrior(SHAPE, 4, 2, width=16, steps=60), True), 2),
     "full gaussian": (lambda: fitted(FullGaussianPrior(SHAPE, rank=4)), 0),
     "full gaussian, told": (
         lambda: fitted(FullGaussianPrior(SHAPE, rank=3, attributes=2), True),
@@ -115,14 +132,17 @@ def test_cold_samples_lie_at_modes(prior):
     near = prior.sample(20, generators=torch.Generator().manual_seed(0), temperature=0.1)
     warm = prior.sample(20, generators=torch.Generator().manual_seed(0))
     scores = [prior.log_prob(z).mean().item() for z in (cold, near, warm)]
-    assert scores == sorted(scores, reverse=True)
+    # The middle of a flow's noise becomes something near the mode, not the mode itself.
+    slack = 0.05 if isinstance(prior, FlowPrior) else 0.0
+    assert scores[0] >= scores[1] - slack and scores[1] > scores[2]
 
 
 def test_the_density_is_that_of_its_samples(case):
     """The mean log density over its own samples beats that over samples of another spread."""
     prior, _ = case
-    z = prior.sample(2000, generators=torch.Generator().manual_seed(0))
-    wide = prior.sample(2000, generators=torch.Generator().manual_seed(1), temperature=1.5)
+    count = 200 if isinstance(prior, FlowPrior) else 2000
+    z = prior.sample(count, generators=torch.Generator().manual_seed(0))
+    wide = prior.sample(count, generators=torch.Generator().manual_seed(1), temperature=1.5)
     assert prior.log_prob(z).mean() > prior.log_prob(wide).mean()
 
 

@@ -4,7 +4,19 @@ Every function returns a network that a bundle can hold: plain numbers, strings 
 module out, which takes an image tensor and returns one tensor.
 """
 
+from medvae3d.models.zoo.adversarial import autoencoder_of, dcgan, vae_noise_gan
+from medvae3d.models.zoo.discrete import vqvae
 from medvae3d.models.zoo.joint import hvae, latent_model, vae
 from medvae3d.models.zoo.two_stage import MASK_ATTRIBUTES, pavae
 
-__all__ = ["MASK_ATTRIBUTES", "hvae", "latent_model", "pavae", "vae"]
+__all__ = [
+    "MASK_ATTRIBUTES",
+    "autoencoder_of",
+    "dcgan",
+    "hvae",
+    "latent_model",
+    "pavae",
+    "vae",
+    "vae_noise_gan",
+    "vqvae",
+]

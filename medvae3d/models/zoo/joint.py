@@ -13,8 +13,9 @@ from medvae3d.models.latent import LatentModel
 from medvae3d.models.statistics import TrainingStatistics
 from medvae3d.networks.autoencoders import Decoder, Encoder, all_strides, total_stride
 from medvae3d.networks.conditioning import AttributeEmbedding
+from medvae3d.probability.codebook import Codebooks
 from medvae3d.probability.likelihoods import BernoulliHead, GaussianHead, LabelHead, LaplaceHead
-from medvae3d.probability.priors import MixturePrior
+from medvae3d.probability.priors import make_prior
 
 IMAGE_HEADS = {"gaussian": GaussianHead, "laplace": LaplaceHead}
 
@@ -41,9 +42,11 @@ def latent_model(
     channel_dropout: float = 0.0,
     flow: nn.Module | None = None,
     flow_autocast: bool = False,
+    prior: str = "mixture",
     components: int = 16,
     rank: int = 48,
     sampling_prior: nn.Module | None = None,
+    codebooks: Codebooks | None = None,
     mask_dropout: float = 0.0,
     dropout: float = 0.0,
     checkpointing: bool = False,
@@ -57,7 +60,7 @@ def latent_model(
         image_channels: Channels of the image.
         values: Label values of the mask, background first.
         heads: Outputs, ``image``, ``mask`` or both.
-        inputs: What the encoder reads.
+        inputs: What the encoder reads; nothing for a model without an encoder.
         likelihood: Of the image, ``gaussian`` or ``laplace``, with a learned scale per channel.
         image_scale: First value of that scale, in normalised units.
         channels: Feature channels of each level, from the finest to the coarsest.
@@ -73,9 +76,12 @@ def latent_model(
         channel_dropout: See `LatentModel`.
         flow: Hamiltonian flow; none by default.
         flow_autocast: See `LatentModel`.
-        components: Most components of the fitted prior; 0 for the standard normal.
+        prior: What new latents are drawn from, fitted after training: ``mixture``, ``gaussian``,
+            ``vamp`` or ``flow``; ``normal`` for the standard normal.
+        components: Most components of that prior; 0 for the standard normal.
         rank: Principal components of the latent that the fitted prior models jointly.
-        sampling_prior: Prior to draw new latents from, in the place of that mixture.
+        sampling_prior: Prior to draw new latents from, in the place of one by name.
+        codebooks: Makes the latent one of codes, of ``latent_channels`` in all.
         mask_dropout: See `LatentModel`.
         dropout: Share of channels dropped in residual blocks while training.
         checkpointing: See `Decoder`.
@@ -103,18 +109,19 @@ def latent_model(
         "vector_from": vector_from,
         "dropout": dropout,
     }
-    fitted_mixture = (
-        MixturePrior(latent_shape, components=components, rank=rank, attributes=len(attributes))
-        if components and conditional_prior is None
-        else None
-    )
+    if sampling_prior is None and components and conditional_prior is None:
+        sampling_prior = make_prior(  # type: ignore[assignment]
+            prior, latent_shape, components=components, rank=rank, attributes=len(attributes)
+        )
     return LatentModel(
         Encoder(
             in_channels,
-            2 * latent_channels,
+            latent_channels if codebooks else 2 * latent_channels,
             vector_features=features if encode_attributes else 0,
             **trunk,
-        ),
+        )
+        if inputs
+        else None,
         Decoder(
             latent_channels,
             sum(head.features for head in made.values()),
@@ -129,7 +136,9 @@ def latent_model(
         values=values,
         image_channels=image_channels,
         flow=flow,
-        sampling_prior=sampling_prior or fitted_mixture,
+        posterior=codebooks,
+        prior=codebooks,
+        sampling_prior=sampling_prior,  # type: ignore[arg-type]
         embedding=embedding,
         encode_attributes=encode_attributes,
         context=context,
