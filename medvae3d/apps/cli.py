@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from medvae3d.apps import (
     bundle_commands,
+    cite,
     data_commands,
     doctor,
     evaluate_command,
@@ -57,6 +58,7 @@ app.command(rich_help_panel="Make")(export_command.export)
 app.command(rich_help_panel="Train")(bundle_commands.train)
 app.command(rich_help_panel="Train")(bundle_commands.figures)
 app.command(rich_help_panel="Judge")(evaluate_command.evaluate)
+app.command(rich_help_panel="Judge")(cite.cite)
 app.command(rich_help_panel="This installation")(doctor.doctor)
 app.add_typer(data_commands.app, name="data", rich_help_panel="Data")
 app.add_typer(study_commands.app, name="study", rich_help_panel="Judge")
