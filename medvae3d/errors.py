@@ -63,6 +63,14 @@ class DivergedFlowError(MedvaeError, ArithmeticError):
     """A Hamiltonian trajectory lost its energy: the step size is too large."""
 
 
+class MetricError(MedvaeError, ArithmeticError):
+    """A metric of a latent space is not positive definite, or of no cases at all."""
+
+
+class StuckSamplerError(MedvaeError, RuntimeError):
+    """A sampler of latents does not move: its samples would be copies of training cases."""
+
+
 __all__ = [
     name
     for name, value in list(globals().items())

@@ -2,6 +2,8 @@
 
 from medvae3d.flows.hamiltonian import Flowed, HamiltonianFlow, Identity
 from medvae3d.flows.integrators import MCLACHLAN, VELOCITY_VERLET, YOSHIDA, Potential, leapfrog
+from medvae3d.flows.metrics import KernelMetric
+from medvae3d.flows.riemannian import RiemannianFlow
 
 __all__ = [
     "MCLACHLAN",
@@ -10,6 +12,8 @@ __all__ = [
     "Flowed",
     "HamiltonianFlow",
     "Identity",
+    "KernelMetric",
     "Potential",
+    "RiemannianFlow",
     "leapfrog",
 ]

@@ -58,6 +58,8 @@ class Flowed:
         displacement: Norm of :math:`z_K - z_0`. Below a thousandth of the norm of :math:`z_0`, the
             flow does nothing.
         num_gradients: How often the gradient of the potential was taken.
+        solver_residual: Of the implicit equations of a step, where there are any, :math:`(B,)`.
+        solver_iterations: Most iterations that one of them took.
     """
 
     z: Tensor
@@ -67,6 +69,8 @@ class Flowed:
     force_norm: Tensor | None = None
     displacement: Tensor | None = None
     num_gradients: int = 0
+    solver_residual: Tensor | None = None
+    solver_iterations: int = 0
 
     @property
     def energy_error(self) -> Tensor | None:
@@ -80,11 +84,23 @@ class Flowed:
         error = self.energy_error
         if error is None or self.force_norm is None or self.displacement is None:
             return {}
-        return {
+        found = {
             "flow_energy_error": error.abs().median().item(),
             "flow_force_norm": self.force_norm.mean().item(),
             "flow_displacement": self.displacement.mean().item(),
         }
+        if self.solver_residual is not None:
+            found["flow_solver_residual"] = self.solver_residual.max().item()
+            found["flow_solver_iterations"] = float(self.solver_iterations)
+        return found
+
+
+def tempering(num_steps: int, initial_beta: float) -> Tensor:
+    r"""Inverse temperatures :math:`\beta_0, \dots, \beta_K = 1`, float64; 1 without a step."""
+    if not num_steps:
+        return torch.ones(1, dtype=torch.float64)
+    progress = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64).square()
+    return (initial_beta**-0.5 * (1 - progress) + progress) ** -2
 
 
 class Identity(nn.Module):
@@ -175,9 +191,7 @@ class HamiltonianFlow(nn.Module):
         else:
             # No logarithm of zero: an average or a check of the weights would meet an infinity.
             self.register_parameter("log_step_size", None)
-        progress = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64).square()
-        beta = (initial_beta**-0.5 * (1 - progress) + progress) ** -2
-        self.register_buffer("beta", beta.float() if num_steps else torch.ones(1))
+        self.register_buffer("beta", tempering(num_steps, initial_beta).float())
 
     @property
     def step_size(self) -> Tensor:

@@ -272,6 +272,11 @@ SYSTEMS: Mapping[str, System] = {
             (CHADEBEC, CHADEBEC_AUGMENTATION), state="experimental",
         ),
         System(
+            "vae_geometric", "VAE with geometric sampling",
+            "a plain VAE, sampled by the volume of a metric made of its posteriors",
+            (CHADEBEC_GEOMETRIC, KINGMA),
+        ),
+        System(
             "pavae", "PAVAE-style two stages", "a mask from its attributes, an image from the mask",
             (HUO,), state="shipped", tractable=False,
             density="the two stages have densities of different variables",

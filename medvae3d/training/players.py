@@ -68,6 +68,7 @@ class Player:
         stop: Step from which the player rests; never by default.
         clip_norm: Largest norm of the gradient; 0 for no limit.
         rate: Factor of the optimiser's learning rates by step; constant by default.
+        watch: Parts of the network whose own gradient norm is logged, by name.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Player:
         stop: int | None = None,
         clip_norm: float = 0.0,
         rate: Schedule | None = None,
+        watch: Mapping[str, nn.Module] | None = None,
     ) -> None:
         self.name = name
         self.network = network
@@ -87,6 +89,7 @@ class Player:
         self.stop = stop
         self.clip_norm = clip_norm
         self.rate = rate
+        self.watch = dict(watch or {})
         self._rates = [float(group["lr"]) for group in optimizer.param_groups]
 
     def is_active(self, step: int) -> bool:
@@ -122,6 +125,10 @@ class Player:
                 group["lr"] = first * self.rate(turn.step)
         if turn.scaler:
             turn.scaler.unscale_(self.optimizer)
+        for part, module in self.watch.items():
+            known = [p.grad for p in module.parameters() if p.grad is not None]
+            norm = nn.utils.get_total_norm(known) if known else torch.zeros(())
+            turn.log[f"{self.name}/{part}_gradient_norm"] = float(norm)
         limit = self.clip_norm or float("inf")
         norm = nn.utils.clip_grad_norm_(parameters, limit)
         turn.log[f"{self.name}/gradient_norm"] = float(norm)
@@ -207,6 +214,9 @@ class ModelPlayer(Player):
         turn.log[f"{self.name}/loss"] = float(loss.detach())
         if trace.flowed.num_gradients:
             turn.log[f"{self.name}/energy_error"] = _energy_error(trace)
+        if trace.flowed.solver_residual is not None:
+            residual = float(trace.flowed.solver_residual.max())
+            turn.log[f"{self.name}/solver_residual"] = residual
 
     def _pass(self, batch: Batch, turn: Turn) -> Trace:
         """What the objective judges."""

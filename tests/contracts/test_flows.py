@@ -8,7 +8,18 @@ import pytest
 import torch
 from small_models import generators, stray_tensors
 
-from medvae3d.flows import MCLACHLAN, YOSHIDA, HamiltonianFlow, Identity
+from medvae3d.flows import MCLACHLAN, YOSHIDA, HamiltonianFlow, Identity, RiemannianFlow
+
+
+def riemannian(**options):
+    """A flow along a metric of five cases, in the 24 elements of the latent below."""
+    flow = RiemannianFlow(24, **{"step_size": 0.05, "queue": 0, "bandwidth": 3.0, **options})
+    generator = torch.Generator().manual_seed(5)
+    factors = 0.5 * torch.eye(24) + 0.05 * torch.randn(5, 24, 24, generator=generator).tril(-1)
+    centres = torch.randn(5, 24, generator=generator)
+    flow.pairs.fit(centres, factors, list("abcde"))
+    return flow
+
 
 FLOWS = {
     "identity": Identity,
@@ -22,6 +33,8 @@ FLOWS = {
     "bounded": lambda: HamiltonianFlow(2, 0.1, max_step_size=0.2),
     "mclachlan": lambda: HamiltonianFlow(2, 0.1, coefficients=MCLACHLAN),
     "yoshida": lambda: HamiltonianFlow(2, 0.1, coefficients=YOSHIDA),
+    "riemannian": riemannian,
+    "riemannian, first order": lambda: riemannian(first_order=True),
 }
 
 
@@ -73,6 +86,9 @@ def test_weights_of_a_normal_average_to_one(flow):
     if getattr(flow, "log_step_size", None) is not None and flow.log_step_size.ndim:
         flow = HamiltonianFlow(2, 0.1, step_shape=(1,))
     z = torch.randn(40_000, 2, generator=seeded(0)).double()
+    if isinstance(flow, RiemannianFlow):
+        flow = RiemannianFlow(2, step_size=0.1, queue=0)
+        flow.pairs.fit(z[:5], 0.7 * torch.eye(2).expand(5, 2, 2), list("abcde"))
     flow = flow.double()
     well = lambda z: 0.5 * z.square().sum(1)
     with torch.no_grad():

@@ -7,6 +7,7 @@ import torch
 from small_models import generators, stray_tensors
 
 from medvae3d.errors import SettingError
+from medvae3d.models.volume_prior import VolumePrior
 from medvae3d.probability import FullGaussianPrior, MixturePrior, Prior, StandardNormal
 from medvae3d.probability.priors import Aggregate, FlowPrior, VampPrior
 
@@ -36,8 +37,18 @@ def of_pseudo_inputs(told=False):
     return prior.fit_posterior(aggregate, seed=0)
 
 
+def volume(**options):
+    """Prior of the volume of a metric of thirty cases, with short chains."""
+    prior = VolumePrior(SHAPE, **{"steps": 12, "leapfrog_steps": 6, "bandwidth": 1.5, **options})
+    names = [str(i) for i in range(30)]
+    return prior.fit_cases(data(30)[0], 1.2 * torch.eye(4).expand(30, 4, 4), names, seed=0)
+
+
 PRIORS = {
     "standard normal": (lambda: StandardNormal(SHAPE), 0),
+    "volume, within reach": (volume, 0),
+    "volume, decaying": (lambda: volume(reach=None, decay=0.05), 0),
+    "volume, of posteriors": (lambda: volume(geometry="posterior", bandwidth=2.0, decay=0.05), 0),
     "unfitted": (lambda: MixturePrior(SHAPE, 3, 2, 2), 2),
     "mixture": (lambda: fitted(MixturePrior(SHAPE, 3, 2)), 0),
     "mixture, told": (lambda: fitted(MixturePrior(SHAPE, 3, 2, 2), True), 2),

@@ -7,6 +7,7 @@ module out, which takes an image tensor and returns one tensor.
 from medvae3d.models.zoo.adversarial import autoencoder_of, dcgan, vae_noise_gan
 from medvae3d.models.zoo.discrete import vqvae
 from medvae3d.models.zoo.joint import hvae, latent_model, vae
+from medvae3d.models.zoo.riemannian import rhvae
 from medvae3d.models.zoo.two_stage import MASK_ATTRIBUTES, pavae
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "hvae",
     "latent_model",
     "pavae",
+    "rhvae",
     "vae",
     "vae_noise_gan",
     "vqvae",

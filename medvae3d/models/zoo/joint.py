@@ -11,6 +11,7 @@ from medvae3d.flows.hamiltonian import HamiltonianFlow
 from medvae3d.models.grain import Grain
 from medvae3d.models.latent import LatentModel
 from medvae3d.models.statistics import TrainingStatistics
+from medvae3d.models.volume_prior import VolumePrior
 from medvae3d.networks.autoencoders import Decoder, Encoder, all_strides, total_stride
 from medvae3d.networks.conditioning import AttributeEmbedding
 from medvae3d.probability.codebook import Codebooks
@@ -77,7 +78,8 @@ def latent_model(
         flow: Hamiltonian flow; none by default.
         flow_autocast: See `LatentModel`.
         prior: What new latents are drawn from, fitted after training: ``mixture``, ``gaussian``,
-            ``vamp`` or ``flow``; ``normal`` for the standard normal.
+            ``vamp`` or ``flow``; ``geometric`` for the volume element of a metric made of
+            posteriors, which is for vectors (`VolumePrior`); ``normal`` for the standard normal.
         components: Most components of that prior; 0 for the standard normal.
         rank: Principal components of the latent that the fitted prior models jointly.
         sampling_prior: Prior to draw new latents from, in the place of one by name.
@@ -110,8 +112,12 @@ def latent_model(
         "dropout": dropout,
     }
     if sampling_prior is None and components and conditional_prior is None:
-        sampling_prior = make_prior(  # type: ignore[assignment]
-            prior, latent_shape, components=components, rank=rank, attributes=len(attributes)
+        sampling_prior = (  # type: ignore[assignment]
+            VolumePrior(latent_shape, "posterior", decay=0.01)
+            if prior == "geometric"
+            else make_prior(
+                prior, latent_shape, components=components, rank=rank, attributes=len(attributes)
+            )
         )
     return LatentModel(
         Encoder(
