@@ -25,7 +25,7 @@ def vqvae(
     prior_width: int = 128,
     prior_depth: int = 4,
     prior_heads: int = 4,
-    prior_steps: int = 600,
+    prior_steps: int = 1000,
     dropout: float = 0.0,
     **sizes: Any,
 ) -> LatentModel:

@@ -71,9 +71,9 @@ class CodePrior(nn.Module):
         width: int = 128,
         depth: int = 4,
         heads: int = 4,
-        steps: int = 600,
+        steps: int = 1000,
         batch_size: int = 16,
-        learning_rate: float = 1e-3,
+        learning_rate: float = 3e-3,
         forgetting: float = 0.1,
     ) -> None:
         super().__init__()

@@ -1,0 +1,184 @@
+"""A VQ-VAE trained on balls: its codes are in use and stable, and its prior makes balls."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import torch
+
+from medvae3d.models.zoo import vqvae
+from medvae3d.objectives.codes import code_objective
+from medvae3d.objectives.terms import elbo
+from medvae3d.training.fitting import PriorFitter
+from medvae3d.training.generators import CodebookPlayer
+from medvae3d.training.loading import BatchPreparation, CaseLoader, StepLoader
+from medvae3d.training.optimizers import adamw, cosine
+from medvae3d.training.players import Turn
+
+SHAPE = (16, 16, 16)
+CODES = 16
+
+
+def balls(count, seed):
+    """Bright balls of some size at some place, before a slope."""
+    generator = torch.Generator().manual_seed(seed)
+    axis = torch.arange(16.0)
+    grid = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"))
+    cases = []
+    for index in range(count):
+        middle = 5 + 6 * torch.rand(3, generator=generator)
+        radius = 2.5 + 2 * torch.rand((), generator=generator)
+        label = ((grid - middle.reshape(3, 1, 1, 1)).norm(dim=0) < radius)[None]
+        slope = 0.05 * torch.randn((), generator=generator) * (grid[:1] - 8)
+        noise = 0.05 * torch.randn(1, *SHAPE, generator=generator)
+        image = -0.6 + label.float() + slope + noise
+        cases.append({"image": image, "label": label.to(torch.uint8), "case": f"b{index}"})
+    return cases
+
+
+class Trained:
+    def __init__(self, levels=1, steps=300, prior_steps=800):
+        torch.manual_seed(0)
+        self.network = vqvae(
+            SHAPE,
+            channels=(8, 16),
+            codes=CODES,
+            latent_channels=4,
+            levels=levels,
+            attributes=("log_volume",),
+            prior_width=32,
+            prior_depth=2,
+            prior_steps=prior_steps,
+        )
+        self.cases = balls(128, 0)
+        self.unseen = next(iter(CaseLoader(balls(24, 1), 24)))
+        self.preparation = BatchPreparation(self.network.statistics, (1.0, 1.0, 1.0))
+        loader = StepLoader(self.cases, 8, seed=0)
+        masks = torch.stack([case["label"] for case in self.cases])
+        volumes = self.preparation.attributes(masks, {})
+        self.network.statistics.fit_attributes(volumes)
+        player = CodebookPlayer(
+            self.network,
+            code_objective(),
+            adamw(self.network, 3e-3),
+            dataset=self.cases,
+            clip_norm=5.0,
+            rate=cosine(steps),
+        )
+        for step in range(steps):
+            batch = self.preparation(loader.batch(step), "cpu")
+            turn = Turn(batch, step, torch.Generator().manual_seed(step))
+            self.network.train()
+            player.play(turn, contextlib.nullcontext)
+        self.log = turn.log
+        self.network.eval()
+        PriorFitter({"model": self.network}, loader, self.preparation, passes=1).fit()
+        self.unseen = self.preparation(self.unseen, "cpu")
+
+    def encode(self, batch):
+        return self.network.encode(batch, self.network.condition(batch))
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return Trained()
+
+
+def energy_distance(x, y):
+    x, y = x.flatten(1), y.flatten(1)
+    among = lambda a: torch.cdist(a, a).sum() / (len(a) * (len(a) - 1))
+    return (2 * torch.cdist(x, y).mean() - among(x) - among(y)).item()
+
+
+@pytest.mark.slow
+def test_most_of_the_codebook_is_in_use(trained):
+    assert trained.log["model/perplexity"] > 0.3 * CODES
+
+
+@pytest.mark.slow
+def test_rebuilding_unseen_balls_beats_the_mean_ball(trained):
+    batch = trained.unseen
+    with torch.no_grad():
+        heads = trained.network.decode(trained.encode(batch).mean, trained.network.condition(batch))
+    mean = torch.stack([case["image"] for case in trained.cases]).mean(0)
+    error = (heads["image"].mode() - batch["image"]).square().mean()
+    assert error < 0.5 * (mean - batch["image"]).square().mean()
+    made, real = heads["mask"].mode() > 0, batch["mask"] > 0
+    dice = 2 * (made & real).flatten(1).sum(1) / (made.flatten(1).sum(1) + real.flatten(1).sum(1))
+    assert dice.mean() > 0.8
+
+
+@pytest.mark.slow
+def test_what_is_decoded_is_encoded_to_the_same_codes(trained):
+    """Below the 95 % that would be wished for: 0.906 was found on unseen cases."""
+    batch = trained.unseen
+    with torch.no_grad():
+        first = trained.encode(batch)
+        heads = trained.network.decode(first.mean, trained.network.condition(batch))
+        again = trained.encode(
+            {
+                **batch,
+                "image": heads["image"].mode(),
+                "mask": heads["mask"].mode(),
+            }
+        )
+    same = (first.indices[0] == again.indices[0]).float().mean()
+    assert same > 0.8
+
+
+@pytest.mark.slow
+def test_the_prior_is_below_the_unigram_entropy_and_knows_volumes(trained):
+    z = trained.encode(trained.unseen).mean
+    network = trained.network
+    index = trained.network.posterior.indices(z)[0]
+    share = torch.bincount(index.flatten(), minlength=CODES).double()
+    unigram = torch.special.entr(share / share.sum()).sum().item()
+    blind = -network.sampling_prior.log_prob(z).mean().item() / network.posterior.tokens
+    assert blind < 0.8 * unigram
+    with torch.no_grad():
+        bound = elbo(network.trace(trained.unseen), trained.unseen)
+        better = bound + network.posterior.nats + network.sampling_prior.log_prob(z)
+    assert (better > bound).all(), "the fitted prior gives a tighter bound than the uniform one"
+
+
+@pytest.mark.slow
+def test_samples_are_nearer_to_real_ones_than_with_codes_in_another_order(trained):
+    network = trained.network
+    z = network.sample_latent(24, generators=torch.Generator().manual_seed(0))
+    index = network.posterior.indices(z)[0].flatten(1)
+    order = torch.randperm(index.shape[1], generator=torch.Generator().manual_seed(1))
+    shuffled = network.posterior.embed([index[:, order].reshape(-1, 4, 4, 4)])
+    uniform = network.posterior.sample(24, generators=torch.Generator().manual_seed(2))
+    real = trained.unseen["image"]
+    with torch.no_grad():
+        condition = network.condition({"attributes": trained.unseen["attributes"]})
+        found = [
+            energy_distance(network.decode(each, condition)["image"].mode(), real)
+            for each in (z, shuffled, uniform)
+        ]
+    assert found[0] < 0.5 * min(found[1:])
+
+
+@pytest.mark.slow
+def test_samples_grow_with_the_volume_that_was_asked_for(trained):
+    """A correlation of 0.40 over 24 pairs has a probability of 5 % by chance; 0.46 was found."""
+    network = trained.network
+    asked = torch.linspace(-1.5, 1.5, 24)[:, None]
+    z = network.sample_latent(24, asked, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        heads = network.decode(z, network.condition({"attributes": asked}))
+    volumes = heads["mask"].foreground().flatten(1).sum(1)
+    assert torch.corrcoef(torch.stack([asked[:, 0], volumes.log()]))[0, 1] > 0.4
+
+
+@pytest.mark.slow
+def test_two_levels_train_and_sample():
+    trained = Trained(levels=2, steps=100, prior_steps=60)
+    posterior = trained.encode(trained.unseen)
+    assert [tuple(i.shape) for i in posterior.indices] == [(24, 2, 2, 2), (24, 4, 4, 4)]
+    assert trained.network.posterior.tokens == 8 + 64
+    assert all(float(p) > 2 for p in posterior.perplexity)
+    z = trained.network.sample_latent(2, generators=torch.Generator().manual_seed(0))
+    prior = trained.network.sampling_prior
+    assert (prior.log_prob(z) > trained.network.posterior.log_prob(z)).all()
