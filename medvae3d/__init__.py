@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from medvae3d import transforms as transforms
     from medvae3d.apps.bundle import load_bundle as load_bundle
+    from medvae3d.apps.datasets import list_as_dataset as list_as_dataset
 
     __version__: str
 
-__all__ = ["__version__", "load_bundle", "transforms"]
+__all__ = ["__version__", "list_as_dataset", "load_bundle", "transforms"]
 
 
 def __getattr__(name: str) -> Any:
@@ -28,6 +29,10 @@ def __getattr__(name: str) -> Any:
         from medvae3d.apps.bundle import load_bundle
 
         value: Any = load_bundle
+    elif name == "list_as_dataset":
+        from medvae3d.apps.datasets import list_as_dataset
+
+        value = list_as_dataset
     elif name == "transforms":
         from importlib import import_module
 

@@ -151,6 +151,33 @@ class Bundle:
         }
         return self.samples(record, made)
 
+    def as_dataset(
+        self,
+        count: int,
+        seed: int = 0,
+        *,
+        kind: str = "monai",
+        transform: Any = None,
+        **options: Any,
+    ) -> Any:
+        """Samples as a data set, made when they are asked for; nothing is written.
+
+        Args:
+            count: How many.
+            seed: Item *i* depends on the seed and on *i* alone.
+            kind: ``monai`` for a ``monai.data.Dataset`` of dictionaries with ``image`` and
+                ``label``, ``torchio`` for a ``SubjectsDataset`` with one image a channel.
+            transform: Applied to each item.
+            **options: As for `generate`.
+
+        Raises:
+            SettingError: If the request does not fit the bundle, or the kind is unknown.
+            RangeError: If it leaves the range of the training set.
+        """
+        from medvae3d.apps.datasets import samples_as_dataset
+
+        return samples_as_dataset(self, count, seed, kind=kind, transform=transform, **options)
+
     def samples(self, run: Mapping[str, Any], made: Iterator[Sample]) -> Samples:
         """Completes the records of samples with what only the bundle knows."""
         provenance = self.provenance

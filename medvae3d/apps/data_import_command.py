@@ -13,11 +13,17 @@ from medvae3d.errors import SettingError
 
 def import_data(
     context: typer.Context,
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Folder of the data set.")],
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="SOURCE", help="Folder of the data set, MONAI data list or tar."),
+    ],
     out: Annotated[Path, typer.Option(help="Folder to make; must be empty or absent.")],
     format: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="pairs, dicom, bids, nnunet or msd; else it is told."),
+        typer.Option(
+            metavar="NAME",
+            help="pairs, dicom, bids, nnunet, msd, monai or webdataset; else it is told.",
+        ),
     ] = None,
     channels: Annotated[
         str | None,
@@ -29,7 +35,7 @@ def import_data(
     ] = None,
     seed: Annotated[str, typer.Option(metavar="S", help="Seed of the split.")] = "0",
 ) -> None:
-    """Make a checked data list of NIfTI files from NRRD, MHA, NIfTI, DICOM, BIDS, nnU-Net or MSD.
+    """Make a checked data list of NIfTI files from what you have, in any of these formats.
 
     Leaves with 0 if all is well, 1 if the check of what was written has findings, 2 if the data
     set cannot be imported; then nothing is written.
@@ -88,12 +94,16 @@ def align_data(
 def export_data(
     datalist: Annotated[Path, typer.Argument(metavar="LIST", help="MONAI data list (JSON).")],
     out: Annotated[Path, typer.Option(help="Folder to make; must be empty or absent.")],
-    format: Annotated[str, typer.Option(metavar="NAME", help="bids or nnunet.")],
+    format: Annotated[str, typer.Option(metavar="NAME", help="bids, nnunet, dicom or webdataset.")],
     channels: Annotated[
         str | None, typer.Option(metavar="A,B", help="Names of the channels, if the list has none.")
     ] = None,
+    seed: Annotated[str, typer.Option(metavar="S", help="Part of the UIDs of DICOM.")] = "0",
+    shard_size: Annotated[
+        str, typer.Option(metavar="N", help="Most cases in a shard of WebDataset.")
+    ] = "64",
 ) -> None:
-    """Write the cases of a list as BIDS derivatives or as raw data of nnU-Net v2.
+    """Write the cases of a list as BIDS, raw data of nnU-Net v2, DICOM or WebDataset shards.
 
     Example: medvae3d data export samples/dataset.json --out bids --format bids
     """
@@ -101,8 +111,12 @@ def export_data(
     from medvae3d.data.datalists import read_datalist
 
     names = None if channels is None else [name.strip() for name in channels.split(",")]
+    number, size = parse_whole(seed, "--seed"), parse_whole(shard_size, "--shard-size", 1)
     with progress("exporting") as advance:
-        made = export(read_datalist(datalist), out, format, channels=names, progress=advance)
+        made = export(
+            read_datalist(datalist), out, format, channels=names, seed=number, shard_size=size,
+            progress=advance,
+        )  # fmt: skip
     say(f"{format}: {made}")
 
 

@@ -144,7 +144,7 @@ def _of_model(
     inputs = {key: shapes[key] for key in names}
     made = [Part(f"{prefix}decoder", ExportedDecoder(model, known, names).eval(), inputs, outputs)]
     if model.encoder is not None:
-        read = [key for key in ("image", "mask") if key in {*model.inputs, *told}]
+        read: list[str] = [key for key in ("image", "mask") if key in {*model.inputs, *told}]
         read += ["attributes"] if model.embedding and model.encode_attributes else []
         encoder = ExportedEncoder(model, known, read).eval()
         inputs = {key: shapes[key] for key in read}

@@ -265,7 +265,7 @@ def _facts(bundle: Bundle, format: str, parts: dict[str, Any]) -> dict[str, Any]
     if isinstance(network, TwoStageModel):
         models = {"": network.texture, "shape_": network.shape}
     statistics = bundle.statistics
-    intensities = IntensityChannels([each.intensity for each in recipe.channels]).to_config()
+    intensities = IntensityChannels(tuple(each.intensity for each in recipe.channels)).to_config()
     limits = zip(statistics.names, statistics.low.tolist(), statistics.high.tolist(), strict=True)
     return {
         "medvae3d": __version__,

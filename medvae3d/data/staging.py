@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from medvae3d.errors import OutputError
+
+
+class ScratchFolder:
+    """A folder for files in between, which goes when nothing refers to the object any more.
+
+    Attributes:
+        path: The folder.
+    """
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="medvae3d-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
 def require_new_folder(out: str | os.PathLike[str]) -> Path:

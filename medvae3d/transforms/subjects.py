@@ -84,9 +84,10 @@ class SynthesizeLesion(tio.Transform):
             each.set_data(data)
             start = stop
         if self.label is not None:
-            data = subject[self.label].data.clone()
+            mask: Any = subject[self.label]
+            data = mask.data.clone()
             data[(slice(None), *made.box)][:, torch.as_tensor(made.added)] = value
-            subject[self.label].set_data(data)
+            mask.set_data(data)
 
     def _named(self, subject: tio.Subject, name: str) -> Any:
         if name not in subject:

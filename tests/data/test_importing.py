@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import tarfile
 
 import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torchio as tio
 
 from medvae3d.data.datalists import read_datalist
 from medvae3d.data.importing import import_dataset
@@ -122,7 +125,41 @@ def write_msd(root, count=2, **changed):
         put(root / f"labelsTr/m_{i}.nii.gz", scan(i, mask=True))
 
 
-WRITERS = {"pairs": write_pairs, "bids": write_bids, "nnunet": write_nnunet, "msd": write_msd}
+def write_list(root, count=2, **changed):
+    entries = [{"image": [f"i/{i}_t1.nrrd", f"i/{i}_t2.mha"], "label": f"m/{i}.nii.gz",
+                "subject": f"p{i}", "fold": i} for i in range(count + 2)]  # fmt: skip
+    describe(root / "cases.json", **{"name": "mine", "channels": ["t1", "t2"],
+             "labels": {"0": "background", "1": "lesion", "4": "core"},
+             "training": entries[:count], "validation": entries[count : count + 1],
+             "test": entries[count + 1 :]} | changed)  # fmt: skip
+    for i in range(count + 2):
+        put(root / f"i/{i}_t1.nrrd", scan(10 * i))
+        put(root / f"i/{i}_t2.mha", scan(10 * i + 1))
+        put(root / f"m/{i}.nii.gz", scan(i, mask=True))
+
+
+def write_shards(root, count=3, extra=()):
+    """Shards as their own library writes them: grouped by the name up to the first dot."""
+    root.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        put(root / "scratch.nii.gz", scan(i))
+        image = (root / "scratch.nii.gz").read_bytes()
+        put(root / "scratch.nii.gz", scan(i, mask=True))
+        members = {
+            f"c{i}.ct.nii.gz": image,
+            f"c{i}.seg.nii.gz": (root / "scratch.nii.gz").read_bytes(),
+        }
+        members |= {f"c{i}.json": json.dumps({"subject": f"p{i // 2}"}).encode()}
+        (root / "scratch.nii.gz").unlink()
+        with tarfile.open(root / f"{i // 2:03d}.tar", "a") as archive:
+            for name, content in {**members, **dict(extra)}.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+
+
+WRITERS = {"pairs": write_pairs, "bids": write_bids, "nnunet": write_nnunet, "msd": write_msd,
+           "webdataset": write_shards, "list": write_list}  # fmt: skip
 
 
 def require_same(path, image):
@@ -195,6 +232,78 @@ def test_bids_joins_images_with_the_masks_of_derivatives(tmp_path):
     ]  # fmt: skip
     require_same(listed.cases[1].image[0], scan(2))
     require_same(listed.cases[1].label, scan(2, mask=True))
+
+
+def test_a_monai_list_keeps_splits_subjects_and_channels(tmp_path):
+    write_list(tmp_path / "in")
+    listed = read_datalist(import_dataset(tmp_path / "in" / "cases.json", tmp_path / "out"))
+    assert [(case.subject, case.split) for case in listed] == [
+        ("p0", "training"), ("p1", "training"), ("p2", "validation"), ("p3", "testing")
+    ]  # fmt: skip
+    require_same(listed.cases[2].image[1], scan(21))
+    require_same(listed.cases[2].label, scan(2, mask=True))
+    assert listed.info["channels"] == ["t1", "t2"] and listed.info["labels"]["4"] == "core"
+    dealt = import_dataset(tmp_path / "in" / "cases.json", tmp_path / "new", shares=(0, 1, 0))
+    assert [case.split for case in read_datalist(dealt)] == ["validation"] * 3 + ["testing"]
+
+
+def test_subjects_of_torchio_come_from_files_or_from_memory(tmp_path):
+    subjects = []
+    for i in range(2):
+        put(tmp_path / f"{i}.nrrd", scan(i))
+        put(tmp_path / f"{i}_m.nrrd", scan(i, mask=True))
+        image, mask = (
+            tio.ScalarImage(tmp_path / f"{i}.nrrd"),
+            tio.LabelMap(tmp_path / f"{i}_m.nrrd"),
+        )
+        subjects.append(
+            tio.Subject(ct=image, tumour=mask, name=f"s{i}", patient="P", split="testing")
+        )
+    subjects[1].load()
+    subjects[1]["ct"].set_data(subjects[1]["ct"].data + 1)  # what memory has, not the file
+    out = import_dataset(tio.SubjectsDataset(subjects), tmp_path / "out")
+    listed = read_datalist(out)
+    assert [(c.name, c.subject, c.split) for c in listed] == [
+        ("s0", "P", "testing"), ("s1", "P", "testing")
+    ]  # fmt: skip
+    require_same(listed.cases[0].image[0], scan(0))
+    require_same(listed.cases[0].label, scan(0, mask=True))
+    changed = sitk.ReadImage(str(listed.cases[1].image[0]))
+    assert np.array_equal(sitk.GetArrayFromImage(changed), sitk.GetArrayFromImage(scan(1)) + 1)
+    assert np.allclose(
+        nib.load(listed.cases[1].image[0]).affine, subjects[1]["ct"].affine, atol=1e-5
+    )
+    with pytest.raises(DataListError, match="not all are subjects"):
+        import_dataset([1, 2], tmp_path / "no")
+    with pytest.raises(DataListError, match="lacks ct"):
+        import_dataset(
+            [subjects[0], tio.Subject(t1=subjects[0]["ct"])], tmp_path / "no", channels=["ct"]
+        )
+
+
+def test_shards_are_joined_to_cases(tmp_path):
+    write_shards(tmp_path / "in", extra={"__notes__.txt": b"x"})
+    listed = read_datalist(import_dataset(tmp_path / "in", tmp_path / "out"))
+    assert [(c.name, c.subject) for c in listed] == [("c0", "p0"), ("c1", "p0"), ("c2", "p1")]
+    require_same(listed.cases[2].image[0], scan(2))
+    require_same(listed.cases[2].label, scan(2, mask=True))
+    one = import_dataset(tmp_path / "in" / "001.tar", tmp_path / "one")
+    assert [case.name for case in read_datalist(one)] == ["c2"]
+
+
+@pytest.mark.parametrize("kept", [0.2, 0.5, 0.75, "between members", "no end mark"])
+def test_a_tar_that_ends_early_is_named_wherever_it_was_cut(tmp_path, kept):
+    write_shards(tmp_path / "in")
+    path = tmp_path / "in" / "000.tar"
+    content = path.read_bytes()
+    with tarfile.open(path) as archive:
+        members = list(archive)
+        end = members[-1].offset_data + -(-members[-1].size // 512) * 512
+    cut = {"between members": members[3].offset, "no end mark": end}
+    path.write_bytes(content[: cut[kept] if kept in cut else int(end * kept)])
+    with pytest.raises(UnreadableFileError, match=r"000\.tar cannot be read to its end"):
+        import_dataset(tmp_path / "in", tmp_path / "out")
+    assert [each.name for each in tmp_path.iterdir()] == ["in"]
 
 
 def test_a_series_is_what_was_written_slice_by_slice(tmp_path):
@@ -318,6 +427,15 @@ FAULTS = {
         "bids", {}, unlink("derivatives/seg/sub-02/anat/sub-02_desc-lesion_mask.nii.gz"),
         DataListError, "no mask: sub-02",
     ),
+    "list without image": (
+        "list", {"training": [{"label": "m/0.nii.gz"}]}, None, DataListError, "have no image"),
+    "list of series": (
+        "list", {"training": [{"image": "cases.json"}]}, None, DataListError, "by their folders"),
+    "other channels in a list": (
+        "list", {}, {"channels": ["ct", "t2"]}, DataListError, "has the channels t1, t2"),
+    "double members": ("webdataset", {"extra": {"c0.ct.nii.gz": b"x"}}, None, DataListError,
+                       "occurs twice"),
+    "no such channel": ("webdataset", {}, {"channels": ["t1"]}, DataListError, "--channels"),
     "format unknown": ("pairs", {}, {"format": "zip"}, SettingError, "--format"),
     "shares": ("pairs", {}, {"shares": (1, -1, 0)}, SettingError, "--split"),
 }  # fmt: skip
@@ -329,10 +447,11 @@ def test_each_fault_has_a_name_and_leaves_nothing(tmp_path, fault):
     root = tmp_path / "in"
     WRITERS[kind](root, **changed)
     options = change if isinstance(change, dict) else {}
+    source = root / "cases.json" if kind == "list" else root
     if callable(change):
         change(root)
     with pytest.raises(error, match=said):
-        import_dataset(root, tmp_path / "new" / "out", **options)
+        import_dataset(source, tmp_path / "new" / "out", **options)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
@@ -341,6 +460,19 @@ def test_a_participant_without_files_is_named(tmp_path):
     table = "participant_id\tage\nsub-01\t30\nsub-02\t31\nsub-03\t32\n"
     (tmp_path / "in" / "participants.tsv").write_text(table)
     with pytest.raises(DataListError, match="names sub-03, of whom"):
+        import_dataset(tmp_path / "in", tmp_path / "out")
+
+
+def test_images_of_no_participant_are_named(tmp_path):
+    write_bids(tmp_path / "in")
+    (tmp_path / "in" / "participants.tsv").write_text("participant_id\nsub-02\n")
+    with pytest.raises(DataListError, match=r"participants\.tsv lacks sub-01"):
+        import_dataset(tmp_path / "in", tmp_path / "out")
+
+
+def test_bids_without_participants_is_named(tmp_path):
+    describe(tmp_path / "in" / "dataset_description.json", Name="none", BIDSVersion="1.9.0")
+    with pytest.raises(DataListError, match="holds no participants"):
         import_dataset(tmp_path / "in", tmp_path / "out")
 
 

@@ -57,6 +57,11 @@ def find_bids(source: Path, channels: Sequence[str] | None = None) -> Layout:
             f"{source / 'participants.tsv'} names {some(missing)}, of whom there is no image. Add "
             f"their folders, or take them out of the table."
         )
+    if participants and (unknown := sorted(subjects - set(participants))):
+        raise DataListError(
+            f"{source / 'participants.tsv'} lacks {some(unknown)}, of whom there are images. Add "
+            f"them to the table, or move the table away."
+        )
     if alone := sorted(set(masks) - {scan for scan, files in images.items() if files}):
         raise DataListError(
             f"{some(masks[scan] for scan in alone)}: there is no image of that subject and "
@@ -78,7 +83,8 @@ def find_bids(source: Path, channels: Sequence[str] | None = None) -> Layout:
         cases.append(FoundCase(scan, scan.partition("_")[0], chosen, masks.get(scan)))
     if not cases:
         raise DataListError(
-            f"{source} holds no image named sub-*/anat/sub-*_SUFFIX.nii.gz. Check the folder."
+            f"{source} holds no participants: there is no image named "
+            f"sub-*/anat/sub-*_SUFFIX.nii.gz. Check the folder."
         )
     require_all_labelled(cases, source)
     return Layout("bids", source, tuple(cases), wanted, info=_description(source))

@@ -32,6 +32,7 @@ class FoundCase:
         images: Files of each channel: one volume, or the slices of a DICOM series in order.
         label: File of the mask, if there is one.
         is_test: Whether the data set itself keeps the case for testing.
+        split: The split that the data set gives it, if it gives one besides.
     """
 
     name: str
@@ -39,6 +40,7 @@ class FoundCase:
     images: tuple[tuple[Path, ...], ...]
     label: Path | None = None
     is_test: bool = False
+    split: str = ""
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,15 @@ class Layout:
     """What was found in a data set.
 
     Attributes:
-        format: ``pairs``, ``dicom``, ``bids``, ``nnunet`` or ``msd``.
+        format: ``pairs``, ``dicom``, ``bids``, ``nnunet``, ``msd``, ``monai``, ``webdataset`` or
+            ``torchio``.
         root: Its folder.
         cases: Its cases, in order.
         channels: Names of the channels, in order; none if the data set does not tell.
         labels: Value and name of each label, as MONAI writes them; none if it does not tell.
         has_splits: Whether the data set says itself what is for training and what for testing.
         info: What else the data list should hold, such as the licence.
+        held: What has to live as long as the files, such as a folder that they were unpacked to.
     """
 
     format: str
@@ -62,6 +66,7 @@ class Layout:
     labels: Mapping[str, str] = field(default_factory=dict)
     has_splits: bool = False
     info: Mapping[str, Any] = field(default_factory=dict)
+    held: object = field(default=None, repr=False)
 
 
 def stem_of(path: Path) -> str:

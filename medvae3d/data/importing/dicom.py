@@ -25,6 +25,15 @@ from medvae3d.data.importing.common import (
     require_channels,
     some,
 )
+from medvae3d.data.importing.segmentations import (
+    SEGMENTATION,
+    label_map,
+    names_of,
+    read_segmentation,
+    series_of,
+)
+from medvae3d.data.staging import ScratchFolder
+from medvae3d.data.volumes import write_volume
 from medvae3d.errors import DataListError, GridError, UnreadableFileError
 from medvae3d.geometry import Grid
 
@@ -49,6 +58,8 @@ DECODED = {
     for end in ("", ".1", ".2", ".1.99", ".5")
     + tuple(f".4.{n}" for n in (50, 51, 57, 70, 80, 81, 90, 91))
 }
+# Elements of the group 0002, little endian.
+SOP_CLASS, TRANSFER_SYNTAX = b"\x02\x00", b"\x10\x00"
 COUNTS = {"position": 3, "orientation": 6, "spacing": 2, "rows": 1, "columns": 1}
 NEEDED = ("position", "orientation", "spacing")
 # Positions are rounded to 0.01 mm and more by scanners; a missing slice is off by a whole distance.
@@ -94,7 +105,8 @@ def find_dicom(source: Path, channels: Sequence[str] | None = None) -> Layout:
     """Finds all series below a folder; a mask beside the slices is that of the series.
 
     Args:
-        source: Folder of one series, or of folders of them.
+        source: Folder of one series, or of folders of them. A DICOM segmentation anywhere in it is
+            the mask of the series that it refers to.
         channels: The modality that the series should have.
 
     Raises:
@@ -103,12 +115,25 @@ def find_dicom(source: Path, channels: Sequence[str] | None = None) -> Layout:
         DataListError: If the series differ in modality or there are several masks for one.
     """
     series: dict[tuple[Path, str], list[Slice]] = defaultdict(list)
+    segmented: dict[str, Path] = {}
     for path in sorted(source.rglob("*")):
-        if not path.name.startswith(".") and path.name != "DICOMDIR" and is_dicom(path):
-            found = _read_header(path)
-            series[path.parent, found.facts.get("series", "")].append(found)
+        if path.name.startswith(".") or path.name == "DICOMDIR" or not is_dicom(path):
+            continue
+        if _meta(path, SOP_CLASS) == SEGMENTATION:
+            uid = series_of(read_segmentation(path))
+            other = segmented.setdefault(uid, path)
+            if other != path:
+                raise DataListError(
+                    f"{other} and {path} are segmentations of one series; allowed is one. Join "
+                    f"them, or take one out of the folder."
+                )
+            continue
+        found = _read_header(path)
+        series[path.parent, found.facts.get("series", "")].append(found)
     patients: dict[str, str] = {}
     cases, modalities = [], set()
+    labels: dict[str, str] = {}
+    scratch = ScratchFolder()
     for number, ((folder, uid), slices) in enumerate(series.items(), start=1):
         ordered = sort_slices(slices, f"series {uid or '(without UID)'} in {folder}")
         first = ordered[0].facts
@@ -116,7 +141,14 @@ def find_dicom(source: Path, channels: Sequence[str] | None = None) -> Layout:
         subject = patients.setdefault(patient, f"subject-{len(patients) + 1:03d}")
         modalities.add(first.get("modality", "image"))
         files = tuple(each.path for each in ordered)
-        cases.append(FoundCase(f"series-{number:04d}", subject, (files,), _mask(folder, series)))
+        mask = _mask(folder, series)
+        if uid in segmented:
+            mask = scratch.path / f"{number:04d}.nii.gz"
+            read = read_segmentation(segmented[uid])
+            labels |= {"0": "background", **names_of(read)}
+            grid = _grid(ordered)
+            write_volume(mask, label_map(read, grid, segmented[uid]), grid)
+        cases.append(FoundCase(f"series-{number:04d}", subject, (files,), mask))
     if len(modalities) > 1:
         raise DataListError(
             f"{source} holds series of {some(sorted(modalities))}; allowed is one modality in one "
@@ -125,7 +157,7 @@ def find_dicom(source: Path, channels: Sequence[str] | None = None) -> Layout:
     names = tuple(modalities)
     require_channels(names, channels, source)
     require_all_labelled(cases, source)
-    return Layout("dicom", source, tuple(cases), names)
+    return Layout("dicom", source, tuple(cases), names, labels, held=scratch)
 
 
 def sort_slices(slices: Sequence[Slice], name: str) -> list[Slice]:
@@ -190,21 +222,31 @@ def read_series(files: Sequence[Path]) -> tuple[NDArray[Any], Grid]:
     limits = np.iinfo(np.int16)
     if limits.min <= array.min() and array.max() <= limits.max and (array == np.rint(array)).all():
         array = array.astype(np.int16)
-    first, last = _read_header(files[0]), _read_header(files[-1])
+    return array, _grid([_read_header(path) for path in files])
+
+
+def _grid(slices: Sequence[Slice]) -> Grid:
+    """The grid of slices in the order in which they lie."""
+    first, last = slices[0], slices[-1]
     along_i, along_j = np.array(first.numbers("orientation")).reshape(2, 3)
     row_distance, column_distance = first.numbers("spacing")
     origin = np.array(first.numbers("position"))
     affine = np.eye(4)
     affine[:3, 0] = along_i * column_distance
     affine[:3, 1] = along_j * row_distance
-    affine[:3, 2] = (np.array(last.numbers("position")) - origin) / (len(files) - 1)
+    affine[:3, 2] = (np.array(last.numbers("position")) - origin) / (len(slices) - 1)
     affine[:3, 3] = origin
-    i, j, k = array.shape
-    return array, Grid((i, j, k), LPS_TO_RAS @ affine)
+    i, j = (int(first.numbers(name)[0]) for name in ("columns", "rows"))
+    return Grid((i, j, len(slices)), LPS_TO_RAS @ affine)
 
 
 def transfer_syntax(path: Path) -> str:
     """How the pixels of a file are encoded, by UID; read here as GDCM does not say it."""
+    return _meta(path, TRANSFER_SYNTAX)
+
+
+def _meta(path: Path, element: bytes) -> str:
+    """A UID of the group 0002, which comes before all else in a file."""
     with open(path, "rb") as file:
         block = file.read(4096)
     at = 132
@@ -213,7 +255,7 @@ def transfer_syntax(path: Path) -> str:
         is_long = block[at + 4 : at + 6] in (b"OB", b"UN")
         head = 12 if is_long else 8
         length = int.from_bytes(block[at + (8 if is_long else 6) : at + head], "little")
-        if block[at + 2 : at + 4] == b"\x10\x00":
+        if block[at + 2 : at + 4] == element:
             return block[at + head : at + head + length].decode("ascii", "replace").strip("\0 ")
         at += head + length
     return "unknown"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ AS_THEY_ARE = (1.0, 0.0, 0.0)
 
 
 def import_dataset(
-    source: str | os.PathLike[str],
+    source: str | os.PathLike[str] | Iterable[Any],
     out: str | os.PathLike[str],
     *,
     format: str | None = None,
@@ -44,7 +44,7 @@ def import_dataset(
     """Writes the cases of a data set as NIfTI with a data list; the source stays as it is.
 
     Args:
-        source: Folder of the data set.
+        source: Folder of the data set, a MONAI data list, a tar file; or torchio's subjects.
         out: Folder to make; whole or not at all.
         format: One of `layouts.FORMATS`; told from the files if not given.
         channels: Names of the channels: which to take, or what they have to be.
@@ -75,6 +75,8 @@ def import_dataset(
                 label = folder / "labels" / f"{found.name}_label.nii.gz"
                 _write_label(found.label, label)
             split = "testing" if found.is_test else splits[found.subject]
+            if found.split and shares is None:
+                split = found.split
             extra = {"case": found.name}
             cases.append(Case(images, label, found.subject, split, extra))
             origins[found.name] = _origin(found, layout.root)

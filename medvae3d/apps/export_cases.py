@@ -1,0 +1,73 @@
+"""What all formats of an export read from a case and its list: names, labels, what is synthetic."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medvae3d.data.datalists import Case, DataList, read_json
+from medvae3d.data.nifti import grid_of, read_stored, write_stored
+from medvae3d.data.volumes import write_bytes
+from medvae3d.errors import DataListError
+
+
+def facts_of(case: Case, listed: DataList) -> dict[str, Any]:
+    """What a sidecar says: whether the case is synthetic, and its record if it has one."""
+    path = listed.root / "records" / f"{case.name}.json"
+    record = read_json(path, "record") if path.is_file() else {}
+    synthetic = bool(record.get("synthetic", listed.info.get("synthetic", False)))
+    words = "synthetic, made by a generative model" if synthetic else "as in the data list"
+    facts: dict[str, Any] = {"Synthetic": synthetic, "Description": words}
+    return {**facts, **({"Record": record} if record else {})}
+
+
+def channel_names(info: Mapping[str, Any]) -> list[str]:
+    """The names of the channels, as far as a list has them."""
+    for key in ("channel_names", "channels", "modality"):
+        found = info.get(key)
+        if isinstance(found, dict):
+            return [str(name) for name in found.values()]
+        if isinstance(found, list):
+            return [str(name) for name in found]
+    return []
+
+
+def label_names(listed: DataList) -> dict[str, int]:
+    """Name and value of each label, whichever way round the list has them."""
+    found = listed.info.get("labels") or {"background": 0, "lesion": 1}
+    try:
+        pairs = {str(name): int(value) for name, value in found.items()}
+    except (TypeError, ValueError):
+        pairs = {str(name): int(value) for value, name in found.items()}
+    return {"background" if value == 0 else name: value for name, value in pairs.items()}
+
+
+def letters(name: str) -> str:
+    """A name of letters, digits and lines."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-") or "case"
+
+
+def copy_volume(path: Path, place: Path) -> None:
+    """Writes a volume with the voxels as they are stored.
+
+    Raises:
+        DataListError: If it holds several channels.
+    """
+    stored, header = read_stored(path, f"image {path}")
+    grid = grid_of(header, f"image {path}")
+    if stored.size != np.prod(grid.shape):
+        raise DataListError(
+            f"image {path} holds several channels; allowed is one file a channel. Part it, for "
+            f"example with medvae3d data import."
+        )
+    write_stored(place, stored.reshape(grid.shape, order="F"), grid, header)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes JSON; the same content gives the same bytes."""
+    write_bytes(path, json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n")
