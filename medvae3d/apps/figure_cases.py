@@ -82,6 +82,11 @@ class CaseSource:
             self._made[name] = make()
         return self._made[name]
 
+    def with_cases(self, train: Cases, unseen: Cases) -> CaseSource:
+        """This source with real cases that were read before, in the same form."""
+        self._made |= {"train": train, "unseen": unseen}
+        return self
+
     # -- real -------------------------------------------------------------------------------------
 
     @property

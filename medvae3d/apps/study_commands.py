@@ -149,3 +149,64 @@ def segmentation(
 
 
 app.command()(study_classification.classification)
+
+
+@app.command()
+def zoo(
+    datalist: Annotated[Path, typer.Option(metavar="LIST", help="MONAI data list of real cases.")],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder of the study; finished cells are kept.")
+    ],
+    systems: Annotated[
+        str | None,
+        typer.Option(metavar="A;B", help="Systems, entries or groups, parted by semicolons."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Settings of every training: trunk, steps."),
+    ] = None,
+    like: Annotated[
+        str | None, typer.Option(metavar="BUNDLE", help="Bundle whose form of the data is taken.")
+    ] = None,
+    seeds: Annotated[str, typer.Option(metavar="K", help="Repeats of every cell.")] = "1",
+    samples: Annotated[str, typer.Option(metavar="N", help="Samples of each system.")] = "64",
+    draws: Annotated[str, typer.Option(metavar="N", help="Draws of the likelihood.")] = "16",
+    judged: Annotated[
+        str, typer.Option(metavar="N", help="Unseen cases that the likelihood is taken of.")
+    ] = "16",
+    split: Annotated[
+        str, typer.Option(help="Unseen cases; several splits with a comma.")
+    ] = "validation,testing",
+) -> None:
+    """Train every system of the zoo on the same cases and compare them in one table.
+
+    Same trunk, steps and cases for all. Run the same command again to go on.
+
+    Example: medvae3d study zoo --datalist cases.json --out zoo --seeds 3 max_epochs=10
+    """
+    numbers = [
+        parse_whole(value, name, least=1)
+        for value, name in (
+            (seeds, "--seeds"), (samples, "--samples"), (draws, "--draws"), (judged, "--judged"),
+        )
+    ]  # fmt: skip
+    from medvae3d.apps.study_zoo import ZooOptions, zoo_study
+
+    options = ZooOptions(
+        like=like,
+        settings=tuple(settings or ()),
+        seeds=numbers[0],
+        split=split,
+        samples=numbers[1],
+        draws=numbers[2],
+        judged=numbers[3],
+    )
+    names = None if systems is None else [name.strip() for name in systems.split(";")]
+    watch = Stopwatch()
+    with progress("cells") as advance:
+        table, done, wanted = zoo_study(
+            datalist, out, names, options, say=notice, report=in_lines(advance, "cell")
+        )
+    say(table)
+    notice(f"{done} of {wanted} cells done, in {duration(watch.seconds)}")
+    say(f"cells: {out / 'cells.csv'}; table: {out / 'table.md'}")

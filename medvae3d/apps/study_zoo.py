@@ -1,0 +1,358 @@
+"""The study of all systems: each trained on the same cases, and judged on cases it has not seen.
+
+A cell is one entry with one seed. It is trained in a process of its own, whose processor time and
+memory are those of the training alone, then judged here; what it came to is kept in its own file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from medvae3d import __version__
+from medvae3d.apps.bundle import Bundle, load_bundle
+from medvae3d.apps.figure_cases import CaseSource
+from medvae3d.data.datalists import read_datalist
+from medvae3d.data.volumes import write_bytes
+from medvae3d.errors import MedvaeError, SettingError
+from medvae3d.evaluation.baselines import CasePCA
+from medvae3d.evaluation.cases import Cases, framed_as, spread
+from medvae3d.evaluation.comparison import DISTANCES, SAME, compare, prepare
+from medvae3d.evaluation.evidence import log_weights
+from medvae3d.evaluation.features import FixedNetwork
+from medvae3d.evaluation.privacy import copy_check
+from medvae3d.evaluation.reconstruction import Words, reconstruct
+from medvae3d.evaluation.voxelwise import image_scores, mask_scores
+from medvae3d.models.latent import LatentModel
+from medvae3d.models.registry import SYSTEMS
+from medvae3d.seeding import derive_seed
+from medvae3d.studies.cells import (
+    Cell,
+    Report,
+    cells_csv,
+    read_cell,
+    require_same_settings,
+    run_cells,
+)
+from medvae3d.studies.zoo import COLUMNS, MEAN, Entry, Summary, entries, markdown, summarise
+
+Say = Callable[[str], None]
+TIMING = "timing.json"
+# Steps that the clock leaves out: the first ones compile kernels and fill caches.
+WARM_UP = 5
+
+
+@dataclass(frozen=True)
+class ZooOptions:
+    """What all cells have in common.
+
+    Attributes:
+        like: Bundle whose form of the data is taken; read off the cases if ``None``.
+        settings: ``KEY=VALUE`` texts for every system: trunk, steps, batch.
+        seeds: Repeats.
+        split: Unseen cases, several splits with a comma.
+        samples: Samples of each trained system.
+        draws: Draws of the importance-weighted likelihood.
+        judged: Unseen cases that it is computed for.
+    """
+
+    like: str | None = None
+    settings: tuple[str, ...] = ()
+    seeds: int = 1
+    split: str = "validation,testing"
+    samples: int = 64
+    draws: int = 16
+    judged: int = 16
+
+
+def zoo_study(
+    datalist: str | Path,
+    out: str | Path,
+    names: Sequence[str] | None,
+    options: ZooOptions,
+    *,
+    say: Say = lambda text: None,
+    report: Report | None = None,
+) -> tuple[str, int, int]:
+    """Trains and judges what has not been done yet; gives the table, cells done and wanted.
+
+    Raises:
+        SettingError: If a system is unknown, or the folder holds another study.
+        DataListError: If the list cannot be used.
+    """
+    folder, chosen = Path(out), entries(names)
+    listed = read_datalist(datalist)
+    settings = {
+        "study": "zoo",
+        "medvae3d": __version__,
+        "datalist": Path(datalist).name,
+        "cases": {split: len(listed.split(split)) for split in ("training", *_splits(options))},
+        "like": options.like,
+        "settings": list(options.settings),
+        "split": options.split,
+        "samples": options.samples,
+        "draws": options.draws,
+        "judged": options.judged,
+        "features": FixedNetwork().name,
+    }
+    require_same_settings(folder, settings)
+    count = len(listed.split("training"))
+    cells = [
+        Cell(count, 0.0, entry.name, seed)
+        for seed in range(options.seeds)
+        for entry in chosen
+        if entry.system or seed == 0
+    ]
+    work = ZooWork(Path(datalist), folder, {each.name: each for each in chosen}, options, say)
+    run_cells(cells, lambda: work, folder, threads=torch.get_num_threads(), report=report)
+    cells_csv(folder, cells, [column.name for column in COLUMNS])
+    table = markdown(summaries(folder, chosen, cells))
+    write_bytes(folder / "table.md", table.encode() + b"\n")
+    done = sum(read_cell(folder, cell) is not None for cell in cells)
+    return table, done, len(cells)
+
+
+def summaries(folder: Path, chosen: Sequence[Entry], cells: Sequence[Cell]) -> list[Summary]:
+    """What the cells of each entry came to; entries without a finished cell are left out."""
+    found = []
+    for entry in chosen:
+        results = [read_cell(folder, cell) for cell in cells if cell.arm == entry.name]
+        known = [each for each in results if each is not None]
+        if known:
+            found.append(summarise(entry, known))
+    return found
+
+
+def _splits(options: ZooOptions) -> list[str]:
+    return [name.strip() for name in options.split.split(",")]
+
+
+class ZooWork:
+    """Trains and judges one cell.
+
+    Args:
+        datalist: The data list.
+        folder: Folder of the study.
+        chosen: Entries by name.
+        options: What all cells have in common.
+        say: Told what is being done.
+    """
+
+    def __init__(
+        self,
+        datalist: Path,
+        folder: Path,
+        chosen: Mapping[str, Entry],
+        options: ZooOptions,
+        say: Say,
+    ) -> None:
+        self.datalist, self.folder, self.options, self.say = datalist, folder, options, say
+        self.chosen = chosen
+        self._train: Cases | None = None
+        self._unseen: Cases | None = None
+
+    def __call__(self, cell: Cell) -> dict[str, Any]:
+        entry = self.chosen[cell.arm]
+        if not entry.system:
+            return self.without_model(entry)
+        root = self.folder / "trained" / cell.name
+        timing = self.train(entry, cell.seed, root)
+        bundle = load_bundle(root)
+        means: dict[str, float | None] = dict(timing)
+        notes: list[str] = []
+        source = self.source(bundle, cell)
+        words = words_of(bundle, cell.seed)
+        means |= self.rebuilt(bundle, words)
+        means |= self.likelihood(bundle, entry, words, cell.seed)
+        try:
+            means |= self.sampled(source, cell.seed)
+        except MedvaeError as error:
+            notes.append(f"{entry.name}, seed {cell.seed}: no samples: {error}")
+        return {"means": means, "notes": notes, "settings": list(entry.settings)}
+
+    # -- training ---------------------------------------------------------------------------------
+
+    def train(self, entry: Entry, seed: int, root: Path) -> dict[str, float | None]:
+        """Trains in a process of its own; gives parameters, time and memory."""
+        if not (root / TIMING).is_file():
+            self.say(f"training {entry.name}, seed {seed}")
+            order = {
+                "system": entry.system,
+                "datalist": str(self.datalist),
+                "out": str(root),
+                "like": self.options.like,
+                "seed": seed,
+                "changes": [*self.options.settings, *entry.settings],
+            }
+            call = [sys.executable, "-m", "medvae3d.apps.study_zoo", json.dumps(order)]
+            process = subprocess.Popen(call, stderr=subprocess.PIPE, text=True)
+            # Read first: a full pipe would keep it from ending.
+            told = process.stderr.read() if process.stderr else ""
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            if process.returncode or not (root / TIMING).is_file():
+                last = told.strip().splitlines()[-1:] or ["no message"]
+                raise SettingError(
+                    f"{entry.name} with seed {seed} could not be trained: {last[0]}. What is done "
+                    f"is kept; leave it out with --systems, or put the cause right."
+                )
+            found = json.loads((root / TIMING).read_text())
+            # Kilobytes on Linux.
+            found["memory_gb"] = usage.ru_maxrss * 1024 / 1e9
+            write_bytes(root / TIMING, json.dumps(found).encode() + b"\n")
+        timing = json.loads((root / TIMING).read_text())
+        return {
+            "parameters": timing["parameters"] / 1e6,
+            "cpu_seconds_a_step": timing["cpu_seconds_a_step"],
+            "seconds_a_step": timing["seconds_a_step"],
+            "memory_gb": timing.get("memory_gb"),
+        }
+
+    # -- cases ------------------------------------------------------------------------------------
+
+    def source(self, bundle: Bundle, cell: Cell) -> CaseSource:
+        """The cases, which are the same for all cells, and the samples of this one."""
+        folder = self.folder / "trained" / cell.name
+        source = CaseSource(
+            bundle, self.datalist, self.options.split, folder, cell.seed,
+            self.options.samples, self.say,
+        )  # fmt: skip
+        if self._train is None or self._unseen is None:
+            self._train, self._unseen = source.train, source.unseen
+        return source.with_cases(self._train, self._unseen)
+
+    @property
+    def train_cases(self) -> Cases:
+        return cast(Cases, self._train)
+
+    @property
+    def unseen(self) -> Cases:
+        return cast(Cases, self._unseen)
+
+    # -- judging ----------------------------------------------------------------------------------
+
+    def rebuilt(self, bundle: Bundle, words: Words) -> dict[str, float | None]:
+        """Scores of unseen cases that are rebuilt from the mean of their posterior."""
+        model = bundle.network
+        is_joint = isinstance(model, LatentModel) and {"image", "mask"} <= set(model.heads)
+        if not is_joint or cast(LatentModel, model).encoder is None:
+            return {}
+        heads = reconstruct(cast(LatentModel, model), words.batches(self.unseen))
+        return self.scores(heads["image"], heads["mask"], words)
+
+    def scores(self, image: torch.Tensor, mask: torch.Tensor, words: Words) -> dict[str, Any]:
+        """Means over the unseen cases."""
+        real = self.unseen
+        found = image_scores(image, real.image, real.valid, words.channels)
+        found |= mask_scores(mask, real.mask, words.labels, real.valid)
+        return {name: float(found[name].nanmean()) for name in ("nmse", "psnr", "ssim", "dice")}
+
+    def likelihood(
+        self, bundle: Bundle, entry: Entry, words: Words, seed: int
+    ) -> dict[str, float | None]:
+        """Importance-weighted log-likelihood per observed voxel, where it has an estimate."""
+        model = bundle.network
+        if not SYSTEMS[entry.system].tractable or not isinstance(model, LatentModel):
+            return {}
+        judged = self.unseen[spread(len(self.unseen), self.options.judged)]
+        weights = log_weights(model, words.batches(judged, 2), self.options.draws, seed)
+        per_voxel = weights.importance_weighted / weights.voxels
+        error = float(per_voxel.std() / math.sqrt(len(per_voxel)))
+        share = weights.values - weights.values.logsumexp(0)
+        return {
+            "log_likelihood": float(per_voxel.mean()),
+            "log_likelihood_error": error,
+            "effective_draws": float((-(2 * share).logsumexp(0)).exp().mean()),
+        }
+
+    def sampled(self, source: CaseSource, seed: int) -> dict[str, float | None]:
+        """How samples compare with unseen cases, and whether they are copies of training cases."""
+        begin = time.process_time()
+        samples = source.samples
+        seconds = time.process_time() - begin
+        framed = framed_as(samples, self.train_cases, seed)
+        spacing, features = source.recipe.spacing, FixedNetwork()
+        rows = [features(cases, spacing) for cases in (self.unseen, framed)]
+        found = compare(prepare(*rows), derive_seed(seed, "zoo")).table
+        copies = copy_check(framed, self.train_cases, self.unseen)["rows"]
+        whole = {
+            "frechet": found[DISTANCES[0]].get(SAME),
+            **{name: found[name].get(SAME) for name in ("precision", "recall", "coverage")},
+        }
+        means: dict[str, float | None] = {
+            name: None if measure is None else measure.value for name, measure in whole.items()
+        }
+        for name, measure in whole.items():
+            if measure is not None:
+                means |= {
+                    f"{name}_{end}": getattr(measure, end) for end in ("low", "high", "floor")
+                }
+        means["copies"] = copies["image"]["share of samples below"]
+        means["copies_unseen"] = copies["image"].get("share of unseen below")
+        means["accepted"] = 1 - float(source.generation["rejection_rate"])
+        means["cpu_seconds_a_sample"] = seconds / max(1, len(samples))
+        return means
+
+    def without_model(self, entry: Entry) -> dict[str, Any]:
+        """Unseen cases by principal components, or by the mean of the training cases."""
+        if self._unseen is None:
+            raise SettingError(
+                f"{entry.name} is compared with trained systems; name one of these besides."
+            )
+        values = tuple(sorted({0, *self.train_cases.mask.unique().long().tolist()}))
+        pca = CasePCA(len(self.train_cases) - 1, values).fit(self.train_cases)
+        make = pca.mean_case if entry.name == MEAN else pca.reconstruct
+        words = Words(("image",), tuple(str(value) for value in values[1:]))
+        return {"means": self.scores(*make(self.unseen), words), "notes": [], "settings": []}
+
+
+def words_of(bundle: Bundle, seed: int) -> Words:
+    """Names and sizes that scores are taken with."""
+    recipe = bundle.recipe
+    return Words(
+        tuple(channel.name for channel in recipe.channels),
+        tuple(name for name, value in recipe.labels.items() if value),
+        recipe.spacing,
+        bundle.statistics,
+        seed,
+    )
+
+
+def train_one(order: Mapping[str, Any]) -> None:
+    """Trains one cell and leaves what it took beside its weights; in a process of its own."""
+    from medvae3d.apps.training import train
+
+    marks: list[tuple[int, float, float]] = []
+
+    def advance(done: int, wanted: int, words: str) -> None:
+        marks.append((done, time.process_time(), time.perf_counter()))
+
+    train(
+        order["system"], order["datalist"], order["out"], like=order["like"], seed=order["seed"],
+        resume=True, changes=order["changes"], advance=advance,
+    )  # fmt: skip
+    counted = marks[min(WARM_UP, len(marks) // 2) :]
+    (first, cpu, wall), (last, cpu_end, wall_end) = counted[0], counted[-1]
+    steps = max(1, last - first)
+    network = load_bundle(order["out"]).network
+    content = {
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "steps": marks[-1][0],
+        "cpu_seconds_a_step": (cpu_end - cpu) / steps,
+        "seconds_a_step": (wall_end - wall) / steps,
+    }
+    write_bytes(Path(order["out"]) / TIMING, json.dumps(content).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    train_one(json.loads(sys.argv[1]))

@@ -1,0 +1,196 @@
+"""What is compared when all systems are: the entries of the study, its measures, its table.
+
+Each entry is a system with settings of its own, trained on the same cases with the same trunk and
+the same number of steps. Two rows need no model: principal components and the mean of the training
+cases.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from medvae3d.errors import SettingError
+from medvae3d.models.registry import SYSTEMS
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of the comparison.
+
+    Attributes:
+        name: What it is called.
+        system: The system that is trained; empty for a row that needs no model.
+        settings: ``KEY=VALUE`` texts over its settings.
+        group: ``systems``, or which ablation it belongs to.
+    """
+
+    name: str
+    system: str = ""
+    settings: tuple[str, ...] = ()
+    group: str = "systems"
+
+
+PCA, MEAN = "principal components", "mean of the training cases"
+WITHOUT_MODEL = (Entry(PCA), Entry(MEAN))
+HVAE_STEPS = tuple(
+    Entry(f"hvae, K = {k}", "hvae", (f"network_def#num_steps={k}",), "leapfrog steps")
+    for k in (0, 1, 5)
+)
+_NO_FLOW = "network_def#num_steps=0"
+_NO_PERCEPTUAL = "train#objective#feature_weight=0"
+_NO_ADVERSARY = "train#objective#adversarial_weight=0"
+DHVAE_PARTS = tuple(
+    Entry(f"dhvae, {what}", "dhvae", settings, "parts of dhvae")
+    for what, settings in {
+        "no flow": (_NO_FLOW,),
+        "no perceptual term": (_NO_PERCEPTUAL,),
+        "no adversary": (_NO_ADVERSARY,),
+        "no flow, no perceptual term": (_NO_FLOW, _NO_PERCEPTUAL),
+        "no flow, no adversary": (_NO_FLOW, _NO_ADVERSARY),
+        "no perceptual term, no adversary": (_NO_PERCEPTUAL, _NO_ADVERSARY),
+    }.items()
+)
+
+
+def entries(names: Sequence[str] | None = None) -> list[Entry]:
+    """The rows that are asked for.
+
+    Args:
+        names: Systems, entries or groups by name; all systems and both rows without a model by
+            default.
+
+    Raises:
+        SettingError: If one is unknown.
+    """
+    systems = [Entry(name, name) for name, each in SYSTEMS.items() if each.is_trainable]
+    known = [*systems, *WITHOUT_MODEL, *HVAE_STEPS, *DHVAE_PARTS]
+    if names is None:
+        return [*systems, *WITHOUT_MODEL]
+    found: list[Entry] = []
+    for name in names:
+        chosen = [entry for entry in known if name in (entry.name, entry.group)]
+        if not chosen:
+            raise SettingError(
+                f"--systems has {name!r}; allowed are {', '.join(e.name for e in known)} and the "
+                f"groups {', '.join(dict.fromkeys(e.group for e in known))}. Correct it."
+            )
+        found += [entry for entry in chosen if entry not in found]
+    return found
+
+
+@dataclass(frozen=True)
+class Column:
+    """A measure of the table.
+
+    Attributes:
+        name: In the results of a cell.
+        title: Above the column.
+        places: Digits behind the point.
+        best: ``high``, ``low`` or nothing, if more is neither better nor worse.
+    """
+
+    name: str
+    title: str
+    places: int = 3
+    best: str = ""
+
+
+COLUMNS = (
+    Column("parameters", "parameters (M)", 2),
+    Column("cpu_seconds_a_step", "CPU s a step", 2, "low"),
+    Column("memory_gb", "memory (GB)", 2, "low"),
+    Column("nmse", "NMSE", 4, "low"),
+    Column("psnr", "PSNR", 1, "high"),
+    Column("ssim", "SSIM", 3, "high"),
+    Column("dice", "Dice", 3, "high"),
+    Column("log_likelihood", "log p per voxel", 3, "high"),
+    Column("effective_draws", "effective draws", 1),
+    Column("frechet", "Fréchet", 1, "low"),
+    Column("precision", "precision", 2, "high"),
+    Column("recall", "recall", 2, "high"),
+    Column("coverage", "coverage", 2, "high"),
+    Column("copies", "copies", 2, "low"),
+    Column("accepted", "accepted", 2, "high"),
+)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Results of one entry over its seeds.
+
+    Attributes:
+        entry: The entry.
+        seeds: How many seeds are done.
+        mean: Mean of each measure over seeds; measures that it does not have are missing.
+        spread: Standard deviation over seeds, where there are several.
+        notes: What has to be said of it.
+    """
+
+    entry: Entry
+    seeds: int
+    mean: Mapping[str, float] = field(default_factory=dict)
+    spread: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def summarise(entry: Entry, results: Sequence[Mapping[str, Any]]) -> Summary:
+    """Brings the results of an entry's seeds together."""
+    names = {name for each in results for name in each["means"]}
+    mean: dict[str, float] = {}
+    spread: dict[str, float] = {}
+    for name in names:
+        values = [each["means"].get(name) for each in results]
+        known = [v for v in values if v is not None and math.isfinite(v)]
+        if known:
+            mean[name] = float(np.mean(known))
+            if len(known) > 1:
+                spread[name] = float(np.std(known, ddof=1))
+    notes = tuple(dict.fromkeys(note for each in results for note in each.get("notes", ())))
+    return Summary(entry, len(results), mean, spread, notes)
+
+
+def markdown(summaries: Sequence[Summary], columns: Sequence[Column] = COLUMNS) -> str:
+    """A table in Markdown: mean, and the deviation over seeds where there are several.
+
+    The best value of a column is printed bold, unless another is within one deviation of it.
+    """
+    used = [c for c in columns if any(c.name in each.mean for each in summaries)]
+    best = {column.name: _best(column, summaries) for column in used}
+    lines = [
+        "| | seeds | " + " | ".join(column.title for column in used) + " |",
+        "|---|" + "---|" * (len(used) + 1),
+    ]
+    for each in summaries:
+        cells = [_cell(column, each, best[column.name]) for column in used]
+        seeds = str(each.seeds) if each.entry.system else ""
+        lines.append(f"| {each.entry.name} | {seeds} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(column: Column, summary: Summary, best: str | None) -> str:
+    value = summary.mean.get(column.name)
+    if value is None:
+        return ""
+    text = f"{value:.{column.places}f}"
+    spread = summary.spread.get(column.name)
+    if spread is not None:
+        text += f" ± {spread:.{column.places}f}"
+    return f"**{text}**" if summary.entry.name == best else text
+
+
+def _best(column: Column, summaries: Sequence[Summary]) -> str | None:
+    """Name of the entry that is better than all others by more than a deviation over seeds."""
+    rows = [each for each in summaries if column.name in each.mean and each.entry.system]
+    if not column.best or len(rows) < 2:
+        return None
+    sign = 1 if column.best == "high" else -1
+    rows.sort(key=lambda each: -sign * each.mean[column.name])
+    first, second = rows[:2]
+    margin = max(first.spread.get(column.name, 0), second.spread.get(column.name, 0))
+    is_clear = sign * (first.mean[column.name] - second.mean[column.name]) > margin
+    return first.entry.name if is_clear else None
