@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import torch
 
@@ -196,8 +196,8 @@ class ZooWork:
             }
             call = [sys.executable, "-m", "medvae3d.apps.study_zoo", json.dumps(order)]
             process = subprocess.Popen(call, stderr=subprocess.PIPE, text=True)
-            # Read first: a full pipe would keep it from ending.
-            told = process.stderr.read() if process.stderr else ""
+            with cast(IO[str], process.stderr) as pipe:
+                told = pipe.read()  # before waiting: a full pipe would keep it from ending
             _, status, usage = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
             if process.returncode or not (root / TIMING).is_file():

@@ -27,6 +27,9 @@ from medvae3d.data.transforms import (
 )
 from medvae3d.errors import IntensityError
 
+# NIfTI by nibabel, anything else by ITK, as MONAI chooses by itself. It makes one of each of its
+# readers for that, and where pydicom is installed one of them warns of a missing GPU decoder.
+READERS = ("ITKReader", "NibabelReader")
 FILL = -1.0
 """Normalised intensity of what lies outside of an image; all intensity schemes start there."""
 
@@ -139,7 +142,7 @@ def case_transforms(
     image, mask = ["image"], ["label"] if labels else []
     every = [*image, *mask]
     steps: list[Transform] = [
-        LoadImaged(every, **missing),
+        LoadImaged(every, reader=READERS, **missing),
         EnsureChannelFirstd(every, **missing),
         FirstChannelsd(image, len(channels), **missing),
         Orientationd(every, axcodes="RAS", labels=(("L", "R"), ("P", "A"), ("I", "S")), **missing),

@@ -1,0 +1,57 @@
+"""The table of all systems: what stands in it, and what is printed bold."""
+
+from __future__ import annotations
+
+import pytest
+
+from medvae3d.errors import SettingError
+from medvae3d.models.registry import SYSTEMS
+from medvae3d.studies.zoo import COLUMNS, Column, Entry, entries, markdown, summarise
+
+
+def result(**means):
+    return {"means": means, "notes": []}
+
+
+def test_every_system_that_can_be_trained_is_an_entry_beside_the_two_without_a_model():
+    names = [entry.name for entry in entries()]
+    assert {name for name, each in SYSTEMS.items() if each.is_trainable} <= {*names}
+    assert [entry.name for entry in entries() if not entry.system] == names[-2:]
+
+
+def test_groups_and_single_entries_can_be_asked_for():
+    assert [entry.name for entry in entries(["leapfrog steps"])] == [
+        "hvae, K = 0", "hvae, K = 1", "hvae, K = 5",
+    ]  # fmt: skip
+    assert [entry.name for entry in entries(["vae", "vae"])] == ["vae"]
+    with pytest.raises(SettingError, match="vea"):
+        entries(["vea"])
+
+
+def test_seeds_are_averaged_and_their_spread_is_told():
+    found = summarise(Entry("vae", "vae"), [result(dice=0.8, frechet=None), result(dice=0.9)])
+    assert found.seeds == 2
+    assert found.mean == pytest.approx({"dice": 0.85})
+    assert found.spread["dice"] == pytest.approx(0.0707, abs=1e-4)
+
+
+def test_the_best_is_bold_only_if_it_is_clear_of_the_others():
+    column = Column("dice", "Dice", 2, "high")
+    clear = [summarise(Entry(n, n), [result(dice=v)]) for n, v in (("a", 0.5), ("b", 0.8))]
+    assert "**0.80**" in markdown(clear, [column])
+    close = [
+        summarise(Entry("a", "a"), [result(dice=0.7), result(dice=0.9)]),
+        summarise(Entry("b", "b"), [result(dice=0.81), result(dice=0.81)]),
+    ]
+    assert "**" not in markdown(close, [column])
+
+
+def test_a_row_without_a_model_is_never_the_best_and_empty_columns_are_left_out():
+    rows = [
+        summarise(Entry("principal components"), [result(psnr=30.0)]),
+        summarise(Entry("a", "a"), [result(psnr=10.0)]),
+        summarise(Entry("b", "b"), [result(psnr=20.0)]),
+    ]
+    table = markdown(rows, COLUMNS)
+    assert "**20.0**" in table
+    assert "Dice" not in table
