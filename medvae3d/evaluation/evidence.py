@@ -25,10 +25,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from medvae3d.errors import SettingError
 from medvae3d.evaluation.intervals import mean_error
 from medvae3d.evaluation.voxelwise import unit
 from medvae3d.models.latent import Batch, Trace
 from medvae3d.objectives.terms import elbo, observed_voxels
+from medvae3d.probability.posteriors import DiagonalGaussian
 from medvae3d.seeding import derive_seed
 
 
@@ -66,6 +68,17 @@ class LogWeights:
         """The tighter bound in nats, ``(N,)``."""
         return self.values.logsumexp(0) - math.log(len(self.values))
 
+    @property
+    def standard_error(self) -> Tensor:
+        """Standard error over draws of `importance_weighted`, to first order, in nats, ``(N,)``."""
+        shares = self.values.softmax(0) * len(self.values)
+        return shares.std(0) / math.sqrt(len(self.values))
+
+    @property
+    def effective_samples(self) -> Tensor:
+        r""":math:`(\sum_s w_s)^2 / \sum_s w_s^2`, ``(N,)``: 1 where one draw outweighs the rest."""
+        return 1 / self.values.softmax(0).square().sum(0)
+
 
 @torch.no_grad()
 def log_weights(
@@ -76,6 +89,7 @@ def log_weights(
     *,
     with_flow: bool = True,
     progress: Callable[[], None] | None = None,
+    require_density: bool = False,
 ) -> LogWeights:
     """Draws log weights in float32; the first latents depend on the seed alone, not on the flow.
 
@@ -87,6 +101,10 @@ def log_weights(
         seed: Seed of all noise.
         with_flow: Whether the flow runs.
         progress: Called after each pass.
+        require_density: Whether to refuse a posterior without a density.
+
+    Raises:
+        SettingError: If it is refused.
     """
     columns: list[Tensor] = []
     voxels: list[Tensor] = []
@@ -98,6 +116,12 @@ def log_weights(
             seed_here = derive_seed(seed, "evidence", number, sample)
             generator = torch.Generator().manual_seed(seed_here)
             trace = model.trace(batch, generator, with_flow=with_flow)
+            if require_density and not isinstance(trace.posterior, DiagonalGaussian):
+                raise SettingError(
+                    f"the posterior is a {type(trace.posterior).__name__}, which has no density, "
+                    f"so there is no importance-weighted log likelihood; compare such a model by "
+                    f"its reconstructions and samples."
+                )
             rows.append(elbo(trace, batch).double())
             for name, value in _errors(trace, batch).items():
                 errors[name].append(value)
@@ -145,6 +169,54 @@ def bounds(weights: LogWeights) -> dict[str, Any]:
         "importance weighted": mean_error(weights.importance_weighted),
         "importance weighted per voxel": mean_error(weights.importance_weighted / weights.voxels),
         **{f"{name} of a draw": mean_error(value) for name, value in weights.scores.items()},
+    }
+
+
+def log_likelihood(
+    model: Traced,
+    batches: Sequence[Batch],
+    samples: int = 100,
+    seed: int = 0,
+    *,
+    progress: Callable[[], None] | None = None,
+) -> dict[str, Any]:
+    r"""Estimates :math:`\log p(x, m)` of held-out cases by importance sampling; plain numbers.
+
+    The estimate is a bound from below that becomes exact with many draws. How far it may be trusted
+    is said by the effective number of draws: close to 1, it is little more than the best of them,
+    and a comparison of models by it is one of their posteriors too.
+
+    Args:
+        model: A latent model in evaluation mode, with a Gaussian posterior, or a flow after one.
+        batches: See `log_weights`.
+        samples: Draws a case.
+        seed: See `log_weights`.
+        progress: See `log_weights`.
+
+    Returns:
+        ``log likelihood`` and the same ``per voxel``, each with mean, standard error over cases and
+        number of cases; ``error of draws``, the standard error of that mean that comes from the
+        draws; median and smallest number of ``effective samples``; ``samples``; and ``by case``.
+
+    Raises:
+        SettingError: If the posterior has no density, so that there is no estimate.
+    """
+    drawn = log_weights(model, batches, samples, seed, progress=progress, require_density=True)
+    values, effective = drawn.importance_weighted, drawn.effective_samples
+    return {
+        "log likelihood": mean_error(values),
+        "log likelihood per voxel": mean_error(values / drawn.voxels),
+        "error of draws": float(drawn.standard_error.square().sum().sqrt() / len(values)),
+        "effective samples": {
+            "median": float(effective.median()),
+            "smallest": float(effective.min()),
+        },
+        "samples": samples,
+        "by case": {
+            "log likelihood": values.tolist(),
+            "standard error": drawn.standard_error.tolist(),
+            "effective samples": effective.tolist(),
+        },
     }
 
 
