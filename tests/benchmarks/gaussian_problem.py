@@ -105,13 +105,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--iterations", type=int, default=30_000)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(1)
     keys = [(size, seed) for size in REPLICATED for seed in range(given.seeds)]
     problems = [Problem(size, seed) for size, seed in keys]
     for name, beta in {"tempered": 1 / 25, "not tempered": 1.0}.items():
         begun = time.perf_counter()
-        found, bounds = solve(problems, given.iterations, initial_beta=beta)
+        found, bounds = solve(problems, given.iterations, given.steps, beta)
         for size, replicated in REPLICATED.items():
             rows = [i for i, (each, _) in enumerate(keys) if each == size]
             scores = torch.tensor([problems[i].error(*found[i]) for i in rows])

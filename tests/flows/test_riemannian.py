@@ -309,6 +309,15 @@ def test_evaluation_reads_the_stored_metric_and_changes_nothing():
     assert flow.pairs.is_fitted and len(flow.pairs) == 2
 
 
+def test_a_metric_loads_into_a_flow_that_has_none():
+    flow, bare = fitted(), RiemannianFlow(4, step_size=0.05, queue=3, bandwidth=1.2).double()
+    bare.load_state_dict(flow.state_dict())
+    seeded = lambda: torch.Generator().manual_seed(1)
+    one, other = (each(draw(3, 4), quartic, seeded()) for each in (flow, bare))
+    assert torch.equal(one.z, other.z)
+    assert torch.equal(one.log_weight, other.log_weight)
+
+
 def test_detached_features_teach_the_network_alone():
     for detached in (False, True):
         flow, seen = learner(detach_features=detached), told()
