@@ -141,9 +141,11 @@ class DicomWriter:
             "BitsStored": 16,
             "HighBit": 15,
             "PixelRepresentation": int(volume.pixels.dtype.kind == "i"),
-            "RescaleSlope": _decimal(volume.slope),
-            "RescaleIntercept": _decimal(volume.intercept),
         }
+        # MR has none by the standard; it gets one where values would be lost without.
+        if modality != "MR" or (volume.slope, volume.intercept) != (1, 0):
+            common["RescaleSlope"] = _decimal(volume.slope)
+            common["RescaleIntercept"] = _decimal(volume.intercept)
         if modality == "PT":
             common["NumberOfSlices"] = volume.pixels.shape[2]
         lps = LPS_TO_RAS @ volume.grid.affine
@@ -320,29 +322,32 @@ def _patient(case: Case, facts: Mapping[str, Any], root: tuple[Any, ...]) -> dic
         "BurnedInAnnotation": "NO",
         "LossyImageCompression": "00",
         "AcquisitionNumber": "",
-        "PatientPosition": "",
+        "Laterality": "",
     }
 
 
 # What the standard asks for in each kind of image and no synthetic one has: empty where it may be.
 _SPECIFIC: dict[str, dict[str, Any]] = {
-    "CT": {"KVP": "", "RescaleType": "HU"},
+    "CT": {"KVP": "", "RescaleType": "HU", "PatientPosition": ""},
     "MR": {
         "ScanningSequence": "RM", "SequenceVariant": "NONE", "ScanOptions": "",
-        "MRAcquisitionType": "3D", "RepetitionTime": "", "EchoTime": "", "EchoTrainLength": "",
+        "PatientPosition": "", "MRAcquisitionType": "3D",
+        "RepetitionTime": "", "EchoTime": "", "EchoTrainLength": "",
     },
     "PT": {
         "Units": "GML", "SUVType": "BW", "CountsSource": "EMISSION", "DecayCorrection": "NONE",
         "SeriesType": ["STATIC", "IMAGE"], "CorrectedImage": "", "CollimatorType": "NONE",
         "FrameReferenceTime": "0", "ActualFrameDuration": "0",
-        "RadiopharmaceuticalInformationSequence": [],
+        "RadiopharmaceuticalInformationSequence": [], "PatientOrientationCodeSequence": [],
+        "PatientGantryRelationshipCodeSequence": [],
     },
 }  # fmt: skip
 
 
 def _image_type(modality: str, synthetic: bool) -> list[str]:
+    second = "PRIMARY" if modality == "PT" else "SECONDARY"  # PET allows no other
     third = "AXIAL" if modality == "CT" else "OTHER"
-    return ["DERIVED", "SECONDARY", third, *(["SYNTHETIC"] if synthetic else [])]
+    return ["DERIVED", second, third, *(["SYNTHETIC"] if synthetic else [])]
 
 
 def _codes(name: str) -> tuple[Any, Any]:

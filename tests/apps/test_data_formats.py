@@ -184,6 +184,18 @@ def test_dcm2niix_makes_the_same_volume(cli, tmp_path):
     assert said["ImageType"] == ["DERIVED", "SECONDARY", "OTHER", "SYNTHETIC"]
 
 
+@pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dicom3tools is not installed")
+def test_a_conformance_checker_finds_only_what_it_is_too_old_for(cli, tmp_path):
+    pytest.importorskip("highdicom")
+    listed = write_list(tmp_path / "in", ("ct", "pet", "flair"))
+    out = put_out(cli, listed, tmp_path / "out", "--format", "dicom")
+    for path in sorted(out.rglob("0001.dcm")):
+        done = subprocess.run(["dciodvfy", path], capture_output=True, text=True, check=False)
+        said = [line for line in done.stderr.splitlines() if line.startswith("Error")]
+        # Synthetic Data (0008,001C) is younger than most copies of the tool.
+        assert [line for line in said if "0x0008,0x001c" not in line] == [], path
+
+
 def damage_segmentation(out, what):
     """Changes the segmentation of an export."""
     import pydicom

@@ -197,6 +197,13 @@ def test_torchio_records_what_it_did_and_plays_it_again(bundle, scan):
     assert none[COUNT] == 0 and none.get_composed_history().transforms == []
 
 
+@pytest.mark.gpu
+def test_a_gpu_makes_the_lesion_of_the_cpu(bundle, case):
+    on_cpu, on_gpu = (add(bundle, device=d)(case) for d in ("cpu", "cuda"))
+    same = on_cpu["label"].as_tensor() == on_gpu["label"].as_tensor().cpu()
+    assert float((~same).float().mean()) < 1e-3  # convolutions round differently
+
+
 def test_transforms_are_found_without_being_loaded():
     code = (
         "import sys, medvae3d; assert 'torch' not in sys.modules; t = medvae3d.transforms;"

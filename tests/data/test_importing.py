@@ -360,6 +360,7 @@ def test_slices_that_make_no_volume_are_refused(tmp_path, changed, said):
     write_series(tmp_path / "in", **changed)
     with pytest.raises(GridError, match=said):
         import_dataset(tmp_path / "in", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_mixed_pixel_spacings_are_refused_with_both(tmp_path):
@@ -368,6 +369,7 @@ def test_mixed_pixel_spacings_are_refused_with_both(tmp_path):
     shutil.copy(tmp_path / "other" / "001.dcm", tmp_path / "in" / "009.dcm")
     with pytest.raises(GridError, match=r"mixed pixel spacings: 0.9 x 0.7 and 0.9 x 0.8"):
         import_dataset(tmp_path / "in", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_transfer_syntax_without_a_decoder_is_named(tmp_path):
@@ -386,6 +388,7 @@ def test_a_transfer_syntax_without_a_decoder_is_named(tmp_path):
     path.write_bytes(content)
     with pytest.raises(UnreadableFileError, match=r"002\.dcm.*1\.2\.840\.10008\.1\.2\.4\.201,"):
         import_dataset(tmp_path / "in", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def unlink(name):
@@ -461,6 +464,7 @@ def test_a_participant_without_files_is_named(tmp_path):
     (tmp_path / "in" / "participants.tsv").write_text(table)
     with pytest.raises(DataListError, match="names sub-03, of whom"):
         import_dataset(tmp_path / "in", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_images_of_no_participant_are_named(tmp_path):
@@ -468,12 +472,14 @@ def test_images_of_no_participant_are_named(tmp_path):
     (tmp_path / "in" / "participants.tsv").write_text("participant_id\nsub-02\n")
     with pytest.raises(DataListError, match=r"participants\.tsv lacks sub-01"):
         import_dataset(tmp_path / "in", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_bids_without_participants_is_named(tmp_path):
     describe(tmp_path / "in" / "dataset_description.json", Name="none", BIDSVersion="1.9.0")
     with pytest.raises(DataListError, match="holds no participants"):
         import_dataset(tmp_path / "in", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_is_there_is_not_written_over(tmp_path):
