@@ -20,6 +20,7 @@ from medvae3d.apps import (
     evaluate_command,
     export_command,
     generate_command,
+    label_command,
     study_commands,
 )
 from medvae3d.apps.run_options import with_run_options
@@ -55,6 +56,7 @@ app.command(rich_help_panel="Make")(generate_command.generate)
 app.command(rich_help_panel="Make")(bundle_commands.demo)
 app.command("list", rich_help_panel="Make")(bundle_commands.list_bundles)
 app.command(rich_help_panel="Make")(export_command.export)
+app.command("label-app", rich_help_panel="Make")(label_command.label_app)
 app.command(rich_help_panel="Train")(bundle_commands.train)
 app.command(rich_help_panel="Train")(bundle_commands.figures)
 app.command(rich_help_panel="Judge")(evaluate_command.evaluate)

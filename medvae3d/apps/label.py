@@ -226,8 +226,8 @@ class PublishSyntheticd(MapTransform):
         }
         with tempfile.TemporaryDirectory() as folder:
             files = [
-                _save(image, Path(folder) / f"{name}.nii.gz", np.float32),
-                _save(label, Path(folder) / f"{name}_mask.nii.gz", np.uint8),
+                save_volume(image, Path(folder) / f"{name}.nii.gz", np.float32),
+                save_volume(label, Path(folder) / f"{name}_mask.nii.gz", np.uint8),
             ]
             try:
                 image_id = store.add_image(name, str(files[0]), dict(info))
@@ -269,9 +269,17 @@ def _host_name(data: Mapping[Hashable, Any], key: str) -> str:
     return name
 
 
-def _save(volume: Any, path: Path, dtype: Any) -> Path:
-    """Writes one channel as 3D, several as 4D."""
-    affine = np.asarray(getattr(volume, "affine", np.eye(4)), dtype=np.float64)
+def save_volume(volume: Any, path: Path, dtype: Any, affine: Any = None) -> Path:
+    """Writes one channel as 3D, several as 4D.
+
+    Args:
+        volume: :math:`(C, I, J, K)`.
+        path: File to write.
+        dtype: Of its voxels.
+        affine: Where they lie; that of the volume if not given.
+    """
+    place = getattr(volume, "affine", np.eye(4)) if affine is None else affine
     array = np.moveaxis(np.asarray(torch.as_tensor(volume).cpu(), dtype=dtype), 0, -1)
-    nib.save(nib.Nifti1Image(array[..., 0] if array.shape[-1] == 1 else array, affine), path)
+    array = array[..., 0] if array.shape[-1] == 1 else array
+    nib.save(nib.Nifti1Image(array, np.asarray(place, dtype=np.float64)), path)
     return path

@@ -310,6 +310,7 @@ def test_monai_label_is_not_imported_with_the_package() -> None:
     found = [
         f"{path.name}:{node.lineno}"
         for path in Path(medvae3d.__file__).parent.rglob("*.py")
+        if path.parent.name != "label_app"  # which nothing else imports
         for node in ast.parse(path.read_text(encoding="utf-8")).body
         if isinstance(node, (ast.Import, ast.ImportFrom)) and "monailabel" in ast.unparse(node)
     ]

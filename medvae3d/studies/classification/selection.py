@@ -186,7 +186,7 @@ class _Real:
     def __init__(self, real: Images, tools: Tools, settings: SelectionSettings) -> None:
         self.real, self.tools, self.settings = real, tools, settings
         self.codes = [tools.encode(real.of_class(value)).double() for value in (0, 1)]
-        self.limits = [_limit(codes, settings.near_percent) for codes in self.codes]
+        self.limits = [copy_limit(codes, settings.near_percent) for codes in self.codes]
 
     def cycle(
         self, kept: Images | None, cycle: int, seed: int, by: str
@@ -242,7 +242,7 @@ class _Real:
         }
 
 
-def _limit(codes: Tensor, percent: float) -> float:
+def copy_limit(codes: Tensor, percent: float) -> float:
     """Distance to the nearest other image that one in a hundred images stays under."""
     apart = torch.cdist(codes, codes)
     apart.fill_diagonal_(torch.inf)
