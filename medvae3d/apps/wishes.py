@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,7 +93,7 @@ def number_range(value: Numbers, name: str) -> tuple[float, float] | None:
     Raises:
         SettingError: If it is neither.
     """
-    ends = list(value) if isinstance(value, (list, tuple)) else [value]
+    ends: list[Any] = list(value) if isinstance(value, (list, tuple)) else [value]
     try:
         low, high = float(ends[0]), float(ends[-1])
         if len(ends) > 2 or not math.isfinite(low) or not math.isfinite(high):

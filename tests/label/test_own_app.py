@@ -108,8 +108,8 @@ def test_most_unusual_scan_is_offered_first(own: Server) -> None:
     other = own.post("/activelearning/most_unusual_scan").require().json
     assert other["id"] != "odd", "whoever asks next gets another"
     own.delete("/datastore/image", id="odd").require()
-    refused = own.post("/scoring/uncertainty", run_sync="true").require(400)
-    assert "has no weights yet" in refused.json["detail"]
+    skipped = own.post("/scoring/uncertainty", run_sync="true").require().json
+    assert "has no weights yet" in skipped["skipped"]
     assert "no model" in own.infer(SEGMENTER, offered["id"]).require(400).json["detail"]
 
 
@@ -119,6 +119,9 @@ def test_two_rounds_lead_from_labels_to_drafts(own: Server, tmp_path: Path) -> N
     wish["generator_epochs"] = 1
     refused = own.post(f"/train/{ROUND}", wish, run_sync="true").require(400)
     assert "a round needs 3" in refused.json["detail"]
+    own.add_label(names[0], own.studies / f"{names[0]}.nii.gz").require()
+    wrong = own.post(f"/train/{SEGMENTER}", {"max_epochs": 1}, run_sync="true").require(400)
+    assert "label" in wrong.json["detail"], "a scan was saved as its own mask"
     annotate(own, names[:4])
     first = own.post(f"/train/{ROUND}", wish, run_sync="true")
     assert first.status == 200, own.tail()

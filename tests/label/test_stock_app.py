@@ -12,6 +12,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from label_server import Server
 from label_studies import POSES, write_host
 from small_bundles import BUNDLES, INSERTING, JOINT, NAMES, config, run, workflow
@@ -124,6 +125,23 @@ def test_trains_on_two_labelled_cases(name: str, stock: Server, tmp_path: Path) 
     assert weights.read_bytes() != before
     found = np.asarray(volume_of(stock, tmp_path, name, f"{name}_plain0", seed=2).dataobj)
     assert np.isfinite(found).all()
+
+
+def test_answer_in_the_form_that_viewers_ask_for(stock: Server, tmp_path: Path) -> None:
+    """The clients of 3D Slicer and OHIF send these with every request."""
+    name, image = "brain_mri_ms_pavae", "brain_mri_ms_pavae_turned0"
+    form = {"result_extension": ".nrrd", "result_dtype": "uint8", "client_id": "viewer"}
+    told = stock.infer(name, image, "json", seed=1, **form).require().json
+    assert "ignored_parameters" not in told and told["label_names"] == {"lesion": 1}
+    path = tmp_path / "mask.nrrd"
+    path.write_bytes(stock.infer(name, image, seed=1, **form).require().body)
+    mask = sitk.ReadImage(str(path))
+    assert mask.GetPixelID() == sitk.sitkUInt8
+    wanted = np.asarray(volume_of(stock, tmp_path, name, image, seed=1).dataobj)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(mask).T, wanted)
+    host = sitk.ReadImage(str(stock.studies / f"{image}.nii.gz"))
+    np.testing.assert_allclose(mask.GetOrigin(), host.GetOrigin(), atol=1e-3)
+    np.testing.assert_allclose(mask.GetDirection(), host.GetDirection(), atol=1e-4)
 
 
 # -- what a server has to bear ------------------------------------------------------------------

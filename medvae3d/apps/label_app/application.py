@@ -53,11 +53,18 @@ class OneAtATime(BundleInferTask):
 
 @contextmanager
 def answers() -> Iterator[None]:
-    """Says what a user can put right with 400 and its message."""
+    """Says what a user can put right with 400 and its message, also where MONAI wrapped it."""
     try:
         yield
-    except (MedvaeError, MONAILabelException) as error:
-        message = str(error) if isinstance(error, MedvaeError) else str(error.msg)
+    except HTTPException:
+        raise
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, (MedvaeError, MONAILabelException)):
+            cause = cause.__cause__
+        if cause is None:
+            raise
+        message = str(cause.msg) if isinstance(cause, MONAILabelException) else str(cause)
         logger.error("refused: %s", " ".join(message.split()))
         raise HTTPException(status_code=400, detail=message) from None
 

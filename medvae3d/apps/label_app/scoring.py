@@ -13,7 +13,7 @@ from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 
 from medvae3d.apps.label_scores import GeneratorJudge, SegmenterJudge
-from medvae3d.errors import MedvaeError, SettingError
+from medvae3d.errors import MedvaeError
 
 UNUSUAL, UNCERTAIN = "unusual", "uncertainty"
 KEY = "scores"
@@ -46,7 +46,10 @@ class WeightsScoring(ScoringMethod):
     def __call__(self, request: Any, datastore: Any) -> dict[str, Any]:
         weights = self.root / "models" / "model.pt"
         if not weights.is_file():
-            raise SettingError(f"{self.root.name} has no weights yet. Train it first.")
+            # The server scores of its own accord when it starts: no reason for a failure.
+            reason = f"{self.root.name} has no weights yet. Train it first."
+            logger.warning("%s: %s", self.name, reason)
+            return {"scored": 0, "failed": {}, "skipped": reason}
         state = hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
         score: Score | None = None
         done, failed = 0, {}
