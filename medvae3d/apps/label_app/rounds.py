@@ -7,8 +7,9 @@ are no copies. The safeguards:
 - Real cases that were held out stay held out, and nothing is made from them.
 - There are never more synthetic than real training cases.
 - Candidates that lie nearer to a real scan than such do to each other are dropped.
-- A generator that explains held-out cases worse, and a segmenter that finds less in them, give way
-  to the weights from before; what the round had added goes with them.
+- A generator that explains held-out cases worse, or mostly makes near-copies, and a segmenter that
+  finds less in held-out cases give way to the weights from before. What a segmenter was taken back
+  for goes with it.
 - After a round that was taken back, there is none until another case has been labelled.
 
 Each round leaves a report in ``rounds/`` of the application.
@@ -42,6 +43,26 @@ from medvae3d.synthesis.conditions import VolumeRequest
 from medvae3d.synthesis.generator import Sample
 
 logger = logging.getLogger(__name__)
+
+# Share of near-copies among candidates from which a generator that was just trained is taken back.
+MOST_COPIES = 0.5
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What the generator made, and what of it is to be kept.
+
+    Attributes:
+        samples: Each with the files of its image and mask.
+        rows: Of those to keep.
+        near_copies: Share of the candidates that is too near to a real scan.
+        facts: For the report.
+    """
+
+    samples: list[tuple[Sample, Path, Path]]
+    rows: list[int]
+    near_copies: float
+    facts: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -139,8 +160,17 @@ class GenerativeRound(TrainTask):
             "training": [pair["id"] for pair in training],
             "validation": [pair["id"] for pair in validation],
         }
-        report["generator"] = self._train_generator(settings, training, validation)
-        report |= self._synthesise(settings, number, datastore, training, validation)
+        with tempfile.TemporaryDirectory() as name, _kept_weights(self.generator_root) as take_back:
+            trained = self._train_generator(settings, training, validation, take_back)
+            made = self._candidates(settings, number, datastore, training, validation, Path(name))
+            if trained["accepted"] and made.near_copies > MOST_COPIES:
+                take_back()
+                trained |= {"accepted": False, "near_copies": made.near_copies}
+                made = self._candidates(
+                    settings, number, datastore, training, validation, Path(name)
+                )
+            report["generator"] = trained
+            report |= {**made.facts, "kept": self._store(made, number, datastore)}
         report["segmenter"] = self._train_segmenter(settings, datastore, training, validation)
         if not report["segmenter"]["accepted"]:
             for name in report["kept"]:
@@ -173,47 +203,44 @@ class GenerativeRound(TrainTask):
     # -- the steps ----------------------------------------------------------------------------
 
     def _train_generator(
-        self, settings: RoundSettings, training: Any, validation: Any
+        self, settings: RoundSettings, training: Any, validation: Any, take_back: Any
     ) -> dict[str, Any]:
         if not settings.generator_epochs:
-            return {"trained": False}
+            return {"trained": False, "accepted": False}
         judged = GeneratorJudge.load(self.generator_root)
         before = judged.misfit(validation) if judged.is_joint else None
-        with _kept_weights(self.generator_root) as take_back:
-            self.generator.fit(
-                training,
-                validation,
-                max_epochs=settings.generator_epochs,
-                epoch_length=settings.epoch_length,
-            )
-            after = None
-            if before is not None:
-                after = GeneratorJudge.load(self.generator_root).misfit(validation)
-            is_better = before is None or after is None or after <= before
-            if not is_better:
-                take_back()
+        self.generator.fit(
+            training,
+            validation,
+            max_epochs=settings.generator_epochs,
+            epoch_length=settings.epoch_length,
+        )
+        after = None
+        if before is not None:
+            after = GeneratorJudge.load(self.generator_root).misfit(validation)
+        is_better = before is None or after is None or after <= before
+        if not is_better:
+            take_back()
         return {"trained": True, "before": before, "after": after, "accepted": is_better}
 
-    def _synthesise(
+    def _candidates(
         self,
         settings: RoundSettings,
         number: int,
         store: SafeDatastore,
         training: list[Any],
         validation: list[Any],
-    ) -> dict[str, Any]:
-        """Makes candidates and adds those that are kept."""
+        folder: Path,
+    ) -> Candidates:
+        """Makes candidates around uncertain scans and picks some."""
         judge = GeneratorJudge.load(self.generator_root)
         around, volumes = self._uncertain(settings, store)
-        have = len(usable_synthetic(store, training, validation))
-        room = room_for(len(training), have, settings.keep)
-        report: dict[str, Any] = {"around": around, "room": room, "kept": [], "candidates": 0}
-        if not room or not settings.candidates:
-            return report
-        seed = derive_seed(settings.seed, "round", number) % 2**31
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            made = []
+        room = room_for(
+            len(training), len(usable_synthetic(store, training, validation)), settings.keep
+        )
+        made: list[tuple[Sample, Path, Path]] = []
+        if room:
+            seed = derive_seed(settings.seed, "round", number) % 2**31
             for index, sample in self._samples(judge, settings, seed, volumes, training):
                 place = np.array(sample.grid.affine)
                 image = folder / f"{index}.nii.gz"
@@ -221,33 +248,37 @@ class GenerativeRound(TrainTask):
                 save_volume(sample.image, image, np.float32, place)
                 save_volume(sample.label, label, np.uint8, place)
                 made.append((sample, image, label))
-            report["candidates"] = len(made)
-            if not made:
-                return report
-            rows = list(range(min(room, len(made))))
-            if judge.bundle.recipe.synthesis.kind != "insertion":
-                scans = [store.get_image_uri(each) for each in around]
-                real = judge.features([*(pair["image"] for pair in training), *scans])
-                mine = judge.features([str(image) for _, image, _ in made])
-                picked = pick(mine, real, real[len(training) :], room, settings.near_percent)
-                rows = picked.rows
-                report |= {"near_copies": picked.near_copies, "copy_limit": picked.limit}
-            for row in rows:
-                sample, image, label = made[row]
-                source = sample.record.get("host", {}).get("name")
-                info = {
-                    "synthetic": True,
-                    "source": source,
-                    "model": self.generator_root.name,
-                    "seed": seed,
-                    "index": row,
-                    "round": number,
-                }
-                given = f"synthetic_r{number}_{row:03d}"
-                store.add_image(given, str(image), dict(info))
-                store.save_label(given, str(label), SYNTHETIC, dict(info))
-                report["kept"].append(given)
-        return report
+        facts: dict[str, Any] = {"around": around, "room": room, "candidates": len(made)}
+        rows, near = list(range(min(room, len(made)))), 0.0
+        # A scan with a lesion put into it is near to that scan: there it says nothing.
+        if made and judge.bundle.recipe.synthesis.kind != "insertion":
+            others = [name for name in store.get_unlabeled_images() if name not in around]
+            scans = [store.get_image_uri(name) for name in (*around, *others)]
+            real = judge.features([*scans, *(pair["image"] for pair in training)])
+            mine = judge.features([str(image) for _, image, _ in made])
+            picked = pick(mine, real, real[: len(around)], room, settings.near_percent)
+            rows, near = picked.rows, picked.near_copies
+            facts |= {"near_copies": near, "copy_limit": picked.limit}
+        return Candidates(made, rows, near, facts)
+
+    def _store(self, made: Candidates, number: int, store: SafeDatastore) -> list[str]:
+        """Adds what is kept to the studies."""
+        kept = []
+        for row in made.rows:
+            sample, image, label = made.samples[row]
+            info = {
+                "synthetic": True,
+                "source": sample.record.get("host", {}).get("name"),
+                "model": self.generator_root.name,
+                "seed": sample.record["seed"],
+                "index": sample.record["index"],
+                "round": number,
+            }
+            name = f"synthetic_r{number}_{row:03d}"
+            store.add_image(name, str(image), dict(info))
+            store.save_label(name, str(label), SYNTHETIC, dict(info))
+            kept.append(name)
+        return kept
 
     def _uncertain(
         self, settings: RoundSettings, store: SafeDatastore
