@@ -104,7 +104,7 @@ class Codebook(nn.Module):
     updates: Tensor
 
     def __init__(
-        self, codes: int, features: int, decay: float = 0.99, dead_share: float = 0.03
+        self, codes: int, features: int, decay: float = 0.99, dead_share: float = 0.2
     ) -> None:
         super().__init__()
         if codes < 2 or features < 1 or not 0 <= decay < 1:
@@ -211,7 +211,7 @@ class Codebooks(nn.Module):
         features: int = 16,
         levels: int = 1,
         decay: float = 0.99,
-        dead_share: float = 0.03,
+        dead_share: float = 0.2,
     ) -> None:
         super().__init__()
         fine = tuple(int(n) for n in grid)
