@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +23,7 @@ from medvae3d.apps.console import (
     say,
     table,
 )
+from medvae3d.models.registry import PRIORS, SYSTEMS, Paper, facts
 
 BundleName = Annotated[
     str,
@@ -36,29 +39,47 @@ Device = Annotated[
 ]
 
 
-def list_bundles(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+def list_all(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with papers.")] = False,
 ) -> None:
-    """List the bundles that come with the package.
+    """List systems that can be trained, priors, and the bundles that come with the package.
 
     Example: medvae3d list --json
     """
     found = catalogue.entries()
     if as_json:
-        facts = [
+        bundles = [
             {
                 "name": entry.name, "version": entry.version, "title": entry.title,
                 "licence": entry.licence, "path": str(entry.root), "weights": entry.has_weights,
             }
             for entry in found
         ]  # fmt: skip
-        say(json.dumps(facts, indent=1))
+        priors = [asdict(prior) for prior in PRIORS.values()]
+        say(json.dumps({"bundles": bundles, "systems": facts(), "priors": priors}, indent=1))
         return
     rows = [
         (e.name, e.version, e.title, e.licence, "yes" if e.has_weights else "no") for e in found
     ]
     columns = ("name", "version", "makes", "licence", "weights")
     output().print(table("Bundles", columns, rows))
+    systems = [
+        (each.name, each.summary, _source(each.papers), each.needs, each.state)
+        for each in SYSTEMS.values()
+        if each.is_trainable
+    ]
+    columns = ("name", "what it does", "paper", "cases need", "state")
+    output().print(table("Systems to train by name (code: Apache-2.0)", columns, systems))
+    priors = [(each.name, each.summary, _source(each.papers)) for each in PRIORS.values()]
+    output().print(table("Priors", ("name", "what it is", "paper"), priors))
+
+
+def _source(papers: Sequence[Paper]) -> str:
+    """First author and year of the first paper."""
+    if not papers:
+        return ""
+    first = papers[0].authors.split(",")[0].split()[-1]
+    return f"{first} {papers[0].year}"
 
 
 def train(

@@ -54,7 +54,7 @@ app = typer.Typer(
 )
 app.command(rich_help_panel="Make")(generate_command.generate)
 app.command(rich_help_panel="Make")(bundle_commands.demo)
-app.command("list", rich_help_panel="Make")(bundle_commands.list_bundles)
+app.command("list", rich_help_panel="Make")(bundle_commands.list_all)
 app.command(rich_help_panel="Make")(export_command.export)
 app.command("label-app", rich_help_panel="Make")(label_command.label_app)
 app.command(rich_help_panel="Train")(bundle_commands.train)

@@ -316,6 +316,25 @@ PRIORS: Mapping[str, PriorEntry] = {
 """Priors that any latent model may be sampled from, by name."""
 
 
+PAGES: Mapping[str, str] = {
+    "vae": "concepts/models.md",
+    "vqvae": "concepts/discrete.md",
+    "vae_gan": "concepts/zoo.md#vae-gan",
+    "introvae": "concepts/zoo.md#introvae",
+    "soft_introvae": "concepts/zoo.md#soft-introvae",
+    "al_vae": "concepts/zoo.md#al-vae-style",
+    "hvae": "concepts/models.md",
+    "dhvae": "concepts/models.md",
+    "rhvae": "concepts/riemannian.md",
+    "vae_geometric": "concepts/riemannian.md",
+    "pavae": "concepts/models.md",
+    "disc_vae": "concepts/zoo.md#disc-vae",
+    "vae_noise_gan": "concepts/zoo.md#vae-driven-gan",
+    "dcgan": "concepts/zoo.md#dcgan-and-lsgan",
+}
+"""Where the mathematics of a system stands, below ``docs``; else on the page of all models."""
+
+
 def facts() -> list[dict[str, Any]]:
     """Everything that is known of each system, as JSON can hold it."""
     return [
