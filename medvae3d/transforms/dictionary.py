@@ -46,7 +46,7 @@ class RandSynthesizeLesiond(RandomizableTransform, MapTransform, InvertibleTrans
         label_value: Value of lesions in the label map, old and new; the bundle's if not given.
             Other values may be there, such as organs; new lesions are drawn over them.
         brain_key: Entry with the brain or body; found in the image if not given, which takes about
-            half of the time.
+            a third of the time.
         seed: If given, lesions are a function of it, of the case and of how often the case was
             loaded, for any number of workers; see `SharedDraws`. If not, of the random state, as
             in all of MONAI: under ``set_random_state``, and set anew by MONAI's loader in each
