@@ -17,62 +17,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from medvae3d.errors import SettingError
-from medvae3d.flows.hamiltonian import Flowed, Identity
+from medvae3d.flows.hamiltonian import Identity
 from medvae3d.models.grain import Grain
 from medvae3d.models.statistics import TrainingStatistics
+from medvae3d.models.traces import Batch, BoundPrior, Condition, Trace
 from medvae3d.networks.autoencoders import Decoder, Encoder
 from medvae3d.networks.conditioning import AttributeEmbedding, coin
 from medvae3d.numerics import standard_normal
 from medvae3d.probability.posteriors import DiagonalGaussian, Posterior
 from medvae3d.probability.priors import FittedPrior, Prior, StandardNormal
 
-Batch = Mapping[str, Any]
-"""What one step sees: ``image``, ``mask``, and what else the model is told; see `LatentModel`."""
-
-
-@dataclass(frozen=True)
-class Condition:
-    """All that a model is told.
-
-    Attributes:
-        attributes: Standardised scalars, :math:`(B, F)`.
-        maps: Condition maps at full resolution, :math:`(B, M, I, J, K)`.
-        region: Which voxels are asked for, :math:`(B, 1, I, J, K)`, 1 or 0; ``None`` for all.
-    """
-
-    attributes: Tensor | None = None
-    maps: Tensor | None = None
-    region: Tensor | None = None
-
-
-class BoundPrior(Protocol):
-    """A prior under the condition of one batch: the standard normal or a `DiagonalGaussian`."""
-
-    @property
-    def is_standard(self) -> bool:
-        """Whether it is the standard normal."""
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        """Log density in nats, ``(B,)``."""
-
-
-@dataclass(frozen=True)
-class Trace:
-    """All that one pass through a latent model produced; terms read it, nothing writes it."""
-
-    posterior: Posterior
-    prior: BoundPrior
-    first_z: Tensor
-    flowed: Flowed
-    heads: Mapping[str, Any]
-    condition: Condition
+__all__ = ["Batch", "BoundPrior", "Condition", "LatentModel", "Trace"]
 
 
 class LatentModel(nn.Module):
@@ -118,6 +79,7 @@ class LatentModel(nn.Module):
         flow_autocast: Whether convolutions inside the potential may run in reduced precision;
             densities, momenta and positions stay in float32 either way.
         statistics: What is remembered of the training set.
+        coarse_heads: Heads of the decoder's outputs at lower resolution, coarsest first.
         grain: What the decoder leaves out of an image, if it is to be drawn.
     """
 
@@ -147,6 +109,7 @@ class LatentModel(nn.Module):
         flow_autocast: bool = False,
         statistics: TrainingStatistics | None = None,
         grain: Grain | None = None,
+        coarse_heads: Sequence[Mapping[str, nn.Module]] = (),
     ) -> None:
         super().__init__()
         self.statistics = statistics if statistics is not None else TrainingStatistics()
@@ -170,6 +133,7 @@ class LatentModel(nn.Module):
         self.mask_dropout = mask_dropout
         self.flow_autocast = flow_autocast
         self.grain = grain
+        self.coarse_heads = nn.ModuleList(nn.ModuleDict(each) for each in coarse_heads)
         self.register_buffer("latent_scale", torch.ones(()))
         self._start_gently()
 
@@ -184,13 +148,20 @@ class LatentModel(nn.Module):
         if isinstance(head, nn.Conv3d | nn.Linear):
             head.weight.mul_(0.1)
         output = self.decoder.output
-        repeats = math.prod(output.stride)
-        bias: Tensor = output.conv.bias  # type: ignore[assignment]
+        outputs = [(output.conv, math.prod(output.stride), self.heads)]
+        low = zip(getattr(self.decoder, "coarse_out", ()), self.coarse_heads, strict=True)
+        outputs += [(conv, 1, heads) for conv, heads in low]  # type: ignore[misc]
+        for conv, repeats, heads in outputs:
+            self._start_output(conv, repeats, heads)
+
+    @staticmethod
+    def _start_output(conv: Any, repeats: int, heads: nn.ModuleDict) -> None:
+        bias: Tensor = conv.bias
         start = 0
-        for each in self.heads.values():
+        for each in heads.values():
             logits: Any = each
             stop = start + int(logits.features) * repeats
-            output.conv.weight[start:stop].mul_(0.3)
+            conv.weight[start:stop].mul_(0.3)
             bias[start:stop] = -0.8 if logits.output == "image" else 0.0
             if logits.output == "mask":  # background likely: one low logit, or the first one high
                 single = int(logits.features) == 1
@@ -216,6 +187,21 @@ class LatentModel(nn.Module):
                 keep[:, None] > 0, attributes, self.statistics.without_class(attributes)
             )
         return Condition(attributes, maps, region)
+
+    def blank(
+        self,
+        count: int,
+        shape: Sequence[int],
+        attributes: Tensor | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Condition:
+        """The condition of volumes of which nothing but attributes is known.
+
+        Models that are told of a region alone have one; those that paint around a given mask do
+        not.
+        """
+        nothing = getattr(self.context, "nothing", None)
+        return Condition(attributes, None if nothing is None else nothing(count, shape, device))
 
     def prior_given(self, condition: Condition) -> BoundPrior:
         """The prior of a latent under a condition."""
@@ -297,13 +283,24 @@ class LatentModel(nn.Module):
 
     def decode(self, z: Tensor, condition: Condition) -> dict[str, Any]:
         """Gives one distribution per head."""
-        features = self.decoder(z, self._vector(condition, z), condition.maps)
-        sizes = [head.features for head in self.heads.values()]
-        pieces = features.split(sizes, dim=1)
-        return {
-            name: head(piece)
-            for (name, head), piece in zip(self.heads.items(), pieces, strict=True)
+        return _distributions(
+            self.heads, self.decoder(z, self._vector(condition, z), condition.maps)
+        )
+
+    def decode_scales(
+        self, z: Tensor, condition: Condition
+    ) -> tuple[dict[str, Any], dict[tuple[int, int, int], dict[str, Any]]]:
+        """Gives the distributions at full resolution, and those of each lower one by its stride."""
+        if not self.coarse_heads:
+            return self.decode(z, condition), {}
+        *low, fine = self.decoder.pyramid(z, self._vector(condition, z), condition.maps)
+        coarse = {
+            stride: _distributions(heads, features)  # type: ignore[arg-type]
+            for stride, heads, features in zip(
+                self.decoder.coarse_strides, self.coarse_heads, low, strict=True
+            )
         }
+        return _distributions(self.heads, fine), coarse
 
     def log_joint(self, z: Tensor, batch: Batch, condition: Condition) -> Tensor:
         r""":math:`\log p(x, m, z \mid c)` in nats, ``(B,)``."""
@@ -340,8 +337,9 @@ class LatentModel(nn.Module):
             flowed = self.flow(first_z, self._potential(batch, condition), generator, **told)
         else:
             flowed = Identity()(first_z, lambda z: z.flatten(1).sum(1))
-        heads = self.decode(flowed.z, condition)
-        return Trace(posterior, self.prior_given(condition), first_z, flowed, heads, condition)
+        heads, coarse = self.decode_scales(flowed.z, condition)
+        prior = self.prior_given(condition)
+        return Trace(posterior, prior, first_z, flowed, heads, condition, coarse)
 
     def _potential(self, batch: Batch, condition: Condition) -> Any:
         # The flow switches autocast off. Convolutions may have it back, since they hold nearly
@@ -403,6 +401,12 @@ class LatentModel(nn.Module):
             z = self.encode(batch, condition).mean
         heads = self.decode(z, condition)
         return torch.cat([heads["mask"].field(), heads["image"].mode()], dim=1)
+
+
+def _distributions(heads: Mapping[str, Any], features: Tensor) -> dict[str, Any]:
+    """One distribution per head, each from its own channels of the features."""
+    pieces = features.split([int(head.features) for head in heads.values()], dim=1)
+    return {name: head(piece) for (name, head), piece in zip(heads.items(), pieces, strict=True)}
 
 
 def _kept_channels(valid: Tensor, share: float, generator: torch.Generator | None) -> Tensor:

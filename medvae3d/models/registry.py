@@ -229,8 +229,16 @@ SYSTEMS: Mapping[str, System] = {
         ),
         System(
             "cvae", "Conditional VAE",
-            "told a class, attributes or what of a volume is left; fills what is missing",
-            (SOHN,), needs="mask and class",
+            "told a class and attributes of the mask", (SOHN,), needs="mask and class",
+        ),
+        System(
+            "cvae_fill", "Conditional VAE of regions",
+            "makes a region of a volume from what surrounds it, also without its lesion",
+            (SOHN,), tractable=False, density="it is that of a region given the rest",
+        ),
+        System(
+            "cvae_multiscale", "Conditional VAE with outputs at three resolutions",
+            "each output is fed to the next, for large volumes", (SOHN,),
         ),
         System(
             "icvae", "Independently conditional VAE",

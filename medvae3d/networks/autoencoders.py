@@ -24,6 +24,7 @@ from medvae3d.networks.blocks import (
     Upsample,
     as_stride,
     pool_maps,
+    silence,
 )
 
 
@@ -125,6 +126,7 @@ class Decoder(nn.Module):
         dropout: Share of channels dropped in residual blocks while training.
         checkpointing: Whether to recompute levels in the backward pass, which saves memory for
             large volumes. Not for use with a flow, whose gradients are differentiated again.
+        coarse: Outputs at lower resolution, of the finest levels. Each is fed to what follows it.
 
     Shape:
         - ``z``: :math:`(B, L, i, j, k)` or :math:`(B, L)`
@@ -144,6 +146,7 @@ class Decoder(nn.Module):
         vector_from: Sequence[int] | None = None,
         dropout: float = 0.0,
         checkpointing: bool = False,
+        coarse: int = 0,
     ) -> None:
         super().__init__()
         self.strides = all_strides(channels, strides)
@@ -172,11 +175,25 @@ class Decoder(nn.Module):
                 self.up.append(Upsample(width, channels[level - 1], self.strides[level]))
         self.norm = ChannelNorm()
         self.output = SubPixelOutput(channels[0], out_features, self.strides[0])
+        if not 0 <= coarse <= len(channels):
+            raise ValueError(
+                f"{len(channels)} levels have {coarse} coarse outputs; at most one each"
+            )
+        self.coarse_out, self.coarse_in = nn.ModuleList(), nn.ModuleList()
+        for width in reversed(channels[:coarse]):
+            self.coarse_out.append(nn.Conv3d(width, out_features, 1))
+            self.coarse_in.append(nn.Conv3d(out_features, width, 1))
+            silence(self.coarse_in[-1])
 
     @property
     def stride(self) -> Stride:
         """Voxels of the volume per voxel of the latent along (I, J, K)."""
         return total_stride(self.strides)
+
+    @property
+    def coarse_strides(self) -> list[Stride]:
+        """Voxels of the volume per voxel of each coarse output, coarsest first."""
+        return [total_stride(self.strides[:n]) for n in range(len(self.coarse_out), 0, -1)]
 
     @property
     def radius(self) -> Stride:
@@ -201,7 +218,14 @@ class Decoder(nn.Module):
     def forward(
         self, z: Tensor, vector: Tensor | None = None, maps: Tensor | None = None
     ) -> Tensor:
+        return self.pyramid(z, vector, maps)[-1]
+
+    def pyramid(
+        self, z: Tensor, vector: Tensor | None = None, maps: Tensor | None = None
+    ) -> list[Tensor]:
+        """All outputs, coarsest first; the last one is that at full resolution."""
         pyramid = self._pyramid(maps)
+        outputs, first = [], len(self.levels) - len(self.coarse_out)
         x = self.stem(z)
         for index, level in enumerate(self.levels):
             for block in level:  # type: ignore[attr-defined]
@@ -209,9 +233,12 @@ class Decoder(nn.Module):
                     x = checkpoint(block, x, vector, pyramid[index], use_reentrant=False)
                 else:
                     x = block(x, vector, pyramid[index])
+            if index >= first:
+                outputs.append(self.coarse_out[index - first](F.silu(self.norm(x))))
+                x = x + self.coarse_in[index - first](outputs[-1])
             if index < len(self.up):
                 x = self.up[index](x)
-        return self.output(F.silu(self.norm(x)))
+        return [*outputs, self.output(F.silu(self.norm(x)))]
 
     def _pyramid(self, maps: Tensor | None) -> list[Tensor | None]:
         """The maps at the resolution of each level, coarsest first."""

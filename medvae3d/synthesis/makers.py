@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from medvae3d.data.attributes import mask_attributes
 from medvae3d.data.volumes import Volume
 from medvae3d.errors import BundleError, SettingError
-from medvae3d.models.latent import Condition, LatentModel
+from medvae3d.models.latent import LatentModel
 from medvae3d.models.statistics import TrainingStatistics
 from medvae3d.models.two_stage import TwoStageModel
 from medvae3d.networks.blocks import channels_last
@@ -184,9 +184,13 @@ class Maker:
         prior = model.sampling_prior
         known = told if prior is not None and prior.attributes else None
         generators = [draft.generator for draft in drafts]
-        z = model.sample_latent(len(drafts), known, generators, self.settings.temperature)
+        shape = self.grid.shape
+        nothing = model.blank(len(drafts), shape, device=self.device)
+        share = self.settings.temperature
+        z = model.sample_latent(len(drafts), known, generators, share, nothing)
         attributes = None if told is None or model.embedding is None else filled(told, size)
-        return model.decode(filled(z.to(self.device), size), Condition(attributes))
+        condition = model.blank(size, shape, attributes, self.device)
+        return model.decode(filled(z.to(self.device), size), condition)
 
     def with_grain(self, model: LatentModel, image: Tensor, draft: Draft) -> Tensor:
         """A decoded image with what the decoder left out, where that is known and wanted."""

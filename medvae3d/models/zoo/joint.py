@@ -52,6 +52,7 @@ def latent_model(
     dropout: float = 0.0,
     checkpointing: bool = False,
     grain_width: int = 0,
+    coarse: int = 0,
     statistics: TrainingStatistics | None = None,
 ) -> LatentModel:
     """Builds a latent model from sizes; the other functions of this module only choose them.
@@ -88,16 +89,16 @@ def latent_model(
         dropout: Share of channels dropped in residual blocks while training.
         checkpointing: See `Decoder`.
         grain_width: Voxels of the kernel of the grain; 0 for none. See `Grain`.
+        coarse: Outputs at lower resolution; see `Decoder`.
         statistics: What is remembered of the training set; made here by default.
     """
     steps = total_stride(all_strides(channels, strides))
     bottom = [n // s for n, s in zip(spatial_shape, steps, strict=True)]
     vector_from = bottom if vector_latent else None
     latent_shape = (latent_channels,) if vector_latent else (latent_channels, *bottom)
-    mask_head = BernoulliHead() if len(values) == 2 else LabelHead(tuple(values))
-    image_head = IMAGE_HEADS[likelihood](image_channels, scale=image_scale)
-    all_heads = {"image": image_head, "mask": mask_head}
-    made = {name: all_heads[name] for name in heads}
+    made, *lower = [
+        _heads(heads, values, likelihood, image_channels, image_scale) for _ in range(1 + coarse)
+    ]
     embedding = AttributeEmbedding(len(attributes)) if attributes else None
     features = embedding.features if embedding else 0
     maps = int(getattr(context, "channels", 0))
@@ -134,6 +135,7 @@ def latent_model(
             vector_features=features,
             map_channels=maps,
             checkpointing=checkpointing,
+            coarse=coarse,
             **trunk,
         ),
         made,
@@ -157,7 +159,21 @@ def latent_model(
             statistics if statistics is not None else TrainingStatistics(attributes, image_channels)
         ),
         grain=Grain(image_channels, grain_width) if grain_width else None,
+        coarse_heads=lower,
     )
+
+
+def _heads(
+    names: Sequence[str],
+    values: Sequence[int],
+    likelihood: str,
+    image_channels: int,
+    image_scale: float,
+) -> dict[str, Any]:
+    mask = BernoulliHead() if len(values) == 2 else LabelHead(tuple(values))
+    image = IMAGE_HEADS[likelihood](image_channels, scale=image_scale)
+    made = {"image": image, "mask": mask}
+    return {name: made[name] for name in names}
 
 
 def vae(spatial_shape: Sequence[int], dropout: float = 0.0, **sizes: Any) -> LatentModel:
