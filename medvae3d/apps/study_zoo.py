@@ -268,11 +268,10 @@ class ZooWork:
         weights = log_weights(model, words.batches(judged, 2), self.options.draws, seed)
         per_voxel = weights.importance_weighted / weights.voxels
         error = float(per_voxel.std() / math.sqrt(len(per_voxel)))
-        share = weights.values - weights.values.logsumexp(0)
         return {
             "log_likelihood": float(per_voxel.mean()),
             "log_likelihood_error": error,
-            "effective_draws": float((-(2 * share).logsumexp(0)).exp().mean()),
+            "effective_draws": float(weights.effective_samples.mean()),
         }
 
     def sampled(self, source: CaseSource, seed: int) -> dict[str, float | None]:

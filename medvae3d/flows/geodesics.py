@@ -104,7 +104,7 @@ def _relaxed(metric: KernelMetric, path: Tensor, iterations: int) -> Tensor:
         return energy
 
     with torch.enable_grad():
-        optimizer.step(closure)  # type: ignore[no-untyped-call]
+        optimizer.step(closure)
     return torch.cat([path[:1], inner.detach(), path[-1:]])
 
 

@@ -72,7 +72,7 @@ class VolumePrior(nn.Module):
 
     attributes = 0
     keeps_scale = True
-    is_standard = False
+    is_standard: bool = False
 
     bandwidth: Tensor
     step_size: Tensor
@@ -157,7 +157,7 @@ class VolumePrior(nn.Module):
         attributes: Tensor | None = None,
         *,
         seed: int,
-        validation: None = None,
+        validation: Tensor | tuple[Tensor, Tensor | None] | None = None,
     ) -> VolumePrior:
         """Does nothing: draws say nothing of single cases, and it is `fit_cases` that is needed."""
         return self

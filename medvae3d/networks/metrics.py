@@ -48,3 +48,20 @@ class MetricNetwork(nn.Module):
         factor = torch.diag_embed(diagonal)
         factor[:, rows, columns] = below
         return factor
+
+
+class FixedMetric(nn.Module):
+    """The same matrix for every case, a multiple of the identity: what a learned metric is held to.
+
+    Args:
+        size: Elements :math:`d` of a latent.
+        scale: Diagonal of the factor.
+    """
+
+    def __init__(self, size: int, scale: float = 1.0) -> None:
+        super().__init__()
+        self.register_buffer("factor", scale * torch.eye(size))
+
+    def forward(self, features: Tensor) -> Tensor:
+        factor: Tensor = self.factor  # type: ignore[assignment]
+        return factor.expand(len(features), -1, -1)

@@ -108,6 +108,14 @@ def test_training_logs_the_gradient_of_the_metric_network_and_the_solver():
     assert len(fitted().flow.pairs)
 
 
+def test_a_fixed_metric_is_the_identity_for_every_case_and_learns_nothing():
+    made = model(learn_metric=False, step_size=0.01)
+    assert train(made)["model/metric_gradient_norm"] == 0
+    fit_metric(made, cases(), PREPARATION)
+    assert torch.equal(made.flow.pairs.factors, torch.eye(3).expand(6, 3, 3))
+    assert made.sample_latent(2, generators=generators(0, 1)).isfinite().all()
+
+
 def test_a_fitted_model_loads_into_a_new_one_and_makes_the_same_samples():
     made = fitted()
     file = io.BytesIO()

@@ -16,7 +16,7 @@ from medvae3d.networks.autoencoders import Decoder, Encoder, all_strides, total_
 from medvae3d.networks.conditioning import AttributeEmbedding
 from medvae3d.probability.codebook import Codebooks
 from medvae3d.probability.likelihoods import BernoulliHead, GaussianHead, LabelHead, LaplaceHead
-from medvae3d.probability.priors import make_prior
+from medvae3d.probability.priors import FittedPrior, make_prior
 
 IMAGE_HEADS = {"gaussian": GaussianHead, "laplace": LaplaceHead}
 
@@ -46,7 +46,7 @@ def latent_model(
     prior: str = "mixture",
     components: int = 16,
     rank: int = 48,
-    sampling_prior: nn.Module | None = None,
+    sampling_prior: FittedPrior | None = None,
     codebooks: Codebooks | None = None,
     mask_dropout: float = 0.0,
     dropout: float = 0.0,
@@ -113,7 +113,7 @@ def latent_model(
         "dropout": dropout,
     }
     if sampling_prior is None and components and conditional_prior is None:
-        sampling_prior = (  # type: ignore[assignment]
+        sampling_prior = (
             VolumePrior(latent_shape, "posterior", decay=0.01)
             if prior == "geometric"
             else make_prior(
@@ -146,7 +146,7 @@ def latent_model(
         flow=flow,
         posterior=codebooks,
         prior=codebooks,
-        sampling_prior=sampling_prior,  # type: ignore[arg-type]
+        sampling_prior=sampling_prior,
         embedding=embedding,
         encode_attributes=encode_attributes,
         context=context,

@@ -9,7 +9,7 @@ from medvae3d.flows.riemannian import RiemannianFlow
 from medvae3d.models.latent import LatentModel
 from medvae3d.models.volume_prior import VolumePrior
 from medvae3d.models.zoo.joint import latent_model
-from medvae3d.networks.metrics import MetricNetwork
+from medvae3d.networks.metrics import FixedMetric, MetricNetwork
 
 
 def rhvae(
@@ -22,6 +22,7 @@ def rhvae(
     initial_beta: float = 0.3,
     bandwidth: float = 1.5,
     floor: float = 0.01,
+    learn_metric: bool = True,
     hidden: int = 400,
     queue: int = 256,
     colouring: str = "network",
@@ -47,6 +48,8 @@ def rhvae(
         initial_beta: First inverse temperature of the momentum.
         bandwidth: Width of the kernels, of the order of the distance between cases.
         floor: What the inverse metric is far from all cases.
+        learn_metric: Whether a network makes the matrix of each case; false for the identity, for
+            comparison.
         hidden: Hidden units of the metric network.
         queue: Cases whose latest pair is kept while training.
         colouring: What colours the momentum while training.
@@ -64,7 +67,11 @@ def rhvae(
     """
     flow = RiemannianFlow(
         latent_channels,
-        MetricNetwork(channels[-1], latent_channels, hidden),
+        (
+            MetricNetwork(channels[-1], latent_channels, hidden)
+            if learn_metric
+            else FixedMetric(latent_channels)
+        ),
         num_steps=num_steps,
         step_size=step_size,
         initial_beta=initial_beta,
