@@ -13,6 +13,7 @@ from monai.bundle import ConfigParser
 from torch import nn
 
 from medvae3d.errors import BundleError, MedvaeError, SettingError
+from medvae3d.flows.pairs import CasePairs
 from medvae3d.training.checkpoints import load_state
 
 
@@ -23,6 +24,9 @@ def load_weights(network: nn.Module, path: Path) -> None:
         BundleError: If the file is missing or damaged, or is of another network.
     """
     state = load_state(path)
+    for name, part in network.named_modules():
+        if isinstance(part, CasePairs):
+            part.take_sizes(state, f"{name}." if name else "")
     known = network.state_dict()
     lacking = [key for key in known if key not in state]
     foreign = [key for key in state if key not in known]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -113,12 +113,20 @@ class CasePairs(nn.Module):
             self.filled[place] = True
         self.turn.fill_(turn)
 
-    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
-        # As many cases as the weights hold, which only they know.
+    def take_sizes(self, state: Mapping[str, Any], prefix: str) -> None:
+        """Makes room for as many cases as weights hold, which only they know.
+
+        Args:
+            state: A state dict that is about to be loaded.
+            prefix: What the names of this module's tensors begin with in it.
+        """
         for name in ("centroids", "factors", "cases", "filled"):
             given, mine = state.get(prefix + name), getattr(self, name)
-            if given is not None and given.shape[1:] == mine.shape[1:]:
+            if isinstance(given, Tensor) and given.shape[1:] == mine.shape[1:]:
                 setattr(self, name, mine.new_zeros(given.shape))
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
+        self.take_sizes(state, prefix)
         super()._load_from_state_dict(state, prefix, *args)
 
     def _require(self, centroids: Tensor, factors: Tensor, names: int) -> None:

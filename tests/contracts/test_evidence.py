@@ -57,6 +57,8 @@ def linear(make, **options):
     ).eval()  # fmt: skip
     model.encoder, model.decoder = LinearEncoder(), LinearDecoder()
     model = model.double()
+    if model.embedding is not None:  # conditions are float32 whatever the rest is
+        model.embedding.float()
     if make is zoo.rhvae:
         centres = torch.randn(6, SIZE, generator=torch.Generator().manual_seed(3))
         lower = 0.1 * torch.ones(SIZE, SIZE).tril(-1)
@@ -67,6 +69,8 @@ def linear(make, **options):
 
 MEMBERS = {
     "vae": lambda: linear(zoo.vae),
+    "cvae": lambda: linear(zoo.cvae, classes=("a", "b")),
+    "icvae": lambda: linear(zoo.icvae, classes=("a", "b")),
     "hvae": lambda: linear(zoo.hvae, num_steps=3, step_size=0.15, initial_beta=0.8),
     "hvae, no steps": lambda: linear(zoo.hvae, num_steps=0),
     "hvae, default": lambda: linear(zoo.hvae),
