@@ -135,7 +135,15 @@ class TrainStateSaver:
             )
         for player in self.players:
             saved = state["players"][player.name]
-            player.network.load_state_dict(saved["network"])
+            try:
+                player.network.load_state_dict(saved["network"])
+            except RuntimeError as error:  # other tensors, or others in size
+                first = " ".join(str(error).split())[:200]
+                raise SettingError(
+                    f"{self.path} holds another network than this run trains, for the player "
+                    f"{player.name} ({first}...). Resume with the settings that the run began "
+                    f"with, which stand in its configs/train.json, or begin in another folder."
+                ) from None
             player.optimizer.load_state_dict(saved["optimizer"])
         if self.ema is not None and state["ema"] is not None:
             self.ema.load_state_dict(state["ema"])

@@ -132,6 +132,14 @@ def test_the_state_of_another_run_is_refused(tmp_path):
         other.trainer.run()
 
 
+def test_the_state_of_a_network_of_another_size_is_refused(tmp_path):
+    Run(tmp_path, epochs=1).trainer.run()
+    other = Run(tmp_path, epochs=1, resume=True)
+    other.network.decoder.stem = torch.nn.Conv3d(3, 8, 3, padding=1)
+    with pytest.raises(SettingError, match="another network.*configs/train.json"):
+        other.trainer.run()
+
+
 def test_before_its_start_the_discriminator_stays_as_it_was(tmp_path):
     run = Run(tmp_path, epochs=1, adversarial_start=100)
     before = {k: v.clone() for k, v in run.discriminator.state_dict().items()}
