@@ -22,6 +22,7 @@ import torch
 from medvae3d import __version__
 from medvae3d.apps.bundle import Bundle, load_bundle
 from medvae3d.apps.figure_cases import CaseSource
+from medvae3d.apps.systems import system_settings
 from medvae3d.data.datalists import read_datalist
 from medvae3d.data.volumes import write_bytes
 from medvae3d.errors import MedvaeError, SettingError
@@ -44,7 +45,16 @@ from medvae3d.studies.cells import (
     require_same_settings,
     run_cells,
 )
-from medvae3d.studies.zoo import COLUMNS, MEAN, Entry, Summary, entries, markdown, summarise
+from medvae3d.studies.zoo import (
+    COLUMNS,
+    MEAN,
+    Entry,
+    Summary,
+    entries,
+    markdown,
+    summarise,
+    texts_for,
+)
 
 Say = Callable[[str], None]
 TIMING = "timing.json"
@@ -192,7 +202,10 @@ class ZooWork:
                 "out": str(root),
                 "like": self.options.like,
                 "seed": seed,
-                "changes": [*self.options.settings, *entry.settings],
+                "changes": [
+                    *texts_for(system_settings(entry.system)["network_def"], self.options.settings),
+                    *entry.settings,
+                ],
             }
             call = [sys.executable, "-m", "medvae3d.apps.study_zoo", json.dumps(order)]
             process = subprocess.Popen(call, stderr=subprocess.PIPE, text=True)

@@ -17,6 +17,7 @@ from typing import Any
 
 from medvae3d import __version__
 from medvae3d.apps.bundle import find_bundle
+from medvae3d.apps.bundle_files import read_json
 from medvae3d.apps.settings import changed, parse_changes, read_settings
 from medvae3d.apps.trained import SHARED, pretty
 from medvae3d.data.datalists import DataList
@@ -29,7 +30,7 @@ from medvae3d.models.systems.files import BUNDLE, laid_over, read_base, read_sys
 from medvae3d.networks.autoencoders import all_strides, total_stride
 
 # Settings that only some systems have a use for.
-OPTIONAL = ("discriminator", "discriminator_optimizer")
+OPTIONAL = ("discriminator", "discriminator_optimizer", "optimizer")
 SCHEMA = (
     "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/"
     "meta_schema_20240725.json"
@@ -85,6 +86,10 @@ def write_system_bundle(
         "inference": inference,
         "metadata": _metadata(name, settings),
     }
+    evaluate = read_json(BUNDLE / "evaluate.json")
+    # Evaluation looks at the weights that were loaded, not at a slow copy of them.
+    text = json.dumps(settings["models"]).replace("@ema.module", "@network")
+    written["evaluate"] = evaluate | {"models": json.loads(text)}
     for file, content in written.items():
         (folder / "configs" / f"{file}.json").write_bytes(pretty(content))
     return form

@@ -58,14 +58,14 @@ class TwoStageModel(nn.Module):
 
         Shape:
             - ``image``: :math:`(B, C, I, J, K)`, each side at least that of a mask
-            - output: :math:`(B, 1 + C, I, J, K)`, mask field first, then the image
+            - output: :math:`(B, N + C, I, J, K)`, mask fields first, then the image
         """
         z = image.new_zeros(len(image), *self.shape.latent_shape)
         field = self.shape.decode(z, Condition())["mask"].field().float()
         spare = [n - m for n, m in zip(image.shape[2:], self.mask_shape, strict=True)]
         pads = [side for extra in reversed(spare) for side in (extra // 2, extra - extra // 2)]
         field = F.pad(field, pads, value=-20.0)  # a logit of -20: surely background
-        batch = {"image": image, "mask": (field > 0).float()}
+        batch = {"image": image, "mask": (field > 0).any(1, keepdim=True).float()}
         condition = self.texture.condition(batch)
         latent = self.texture.encode(batch, condition).mean
         made = self.texture.decode(latent, condition)["image"].mode()

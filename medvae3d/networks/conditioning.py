@@ -83,6 +83,8 @@ class LesionContext(nn.Module):
         deviations: Standard deviations of the blurs, in voxels.
         dropout: Share of training samples that lose their context, so that the model also learns
             to make the surroundings.
+        with_mask: Whether the mask and its blurs are told; without, their maps are zero, which
+            shows what they are worth.
 
     Shape:
         - ``mask``: :math:`(B, 1, I, J, K)`; ``image``: :math:`(B, C, I, J, K)` or ``None``
@@ -95,10 +97,12 @@ class LesionContext(nn.Module):
         dilation: int = 2,
         deviations: tuple[float, float] = (1.5, 4.0),
         dropout: float = 0.0,
+        with_mask: bool = True,
     ) -> None:
         super().__init__()
         self.image_channels = image_channels
         self.dilation = dilation
+        self.with_mask = with_mask
         self.deviations = tuple(deviations)
         self.dropout = dropout
 
@@ -139,4 +143,5 @@ class LesionContext(nn.Module):
             if keep is not None:
                 known = known * keep.to(known).reshape(-1, 1, 1, 1, 1)
             context = image.float() * known
-        return torch.cat([inside, *blurs, context, known], dim=1)
+        told = torch.cat([inside, *blurs], dim=1)
+        return torch.cat([told * float(self.with_mask), context, known], dim=1)

@@ -55,6 +55,45 @@ DHVAE_PARTS = tuple(
         "no perceptual term, no adversary": (_NO_PERCEPTUAL, _NO_ADVERSARY),
     }.items()
 )
+PAVAE_PARTS = tuple(
+    Entry(f"pavae, {what}", "pavae", settings, "parts of pavae")
+    for what, settings in {
+        "no condition embedding": ("network_def#attributes=[]",),
+        "no mask embedding": ("network_def#with_mask=false",),
+        "no adversary": (
+            "train#texture_objective#adversarial_weight=0",
+            "train#texture_objective#feature_weight=0",
+        ),
+    }.items()
+)
+# A mixture is what a VAE is sampled from where nothing else is said, so it is no entry of its own.
+VAE_PRIORS = tuple(
+    Entry(f"vae, prior: {prior}", "vae", (setting,), "priors")
+    for prior, setting in {
+        "normal": "network_def#components=0",
+        **{name: f"network_def#prior={name}" for name in ("gaussian", "vamp", "flow")},
+    }.items()
+)
+GROUPS = (HVAE_STEPS, DHVAE_PARTS, PAVAE_PARTS, VAE_PRIORS)
+
+
+def texts_for(network: Mapping[str, Any], texts: Sequence[str]) -> list[str]:
+    """Common settings as a system takes them: those of a network go to both stages of a pair.
+
+    Args:
+        network: Definition of the system's network.
+        texts: ``KEY=VALUE`` texts.
+    """
+    found = []
+    for text in texts:
+        first, _, rest = text.partition("#")
+        name = rest.partition("=")[0]
+        stages = [stage for stage in ("shape", "texture") if name in (network.get(stage) or {})]
+        if first == "network_def" and name not in network and stages:
+            found += [f"network_def#{stage}#{rest}" for stage in stages]
+        else:
+            found.append(text)
+    return found
 
 
 def entries(names: Sequence[str] | None = None) -> list[Entry]:
@@ -68,7 +107,7 @@ def entries(names: Sequence[str] | None = None) -> list[Entry]:
         SettingError: If one is unknown.
     """
     systems = [Entry(name, name) for name, each in SYSTEMS.items() if each.is_trainable]
-    known = [*systems, *WITHOUT_MODEL, *HVAE_STEPS, *DHVAE_PARTS]
+    known = [*systems, *WITHOUT_MODEL, *(entry for group in GROUPS for entry in group)]
     if names is None:
         return [*systems, *WITHOUT_MODEL]
     found: list[Entry] = []

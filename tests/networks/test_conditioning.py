@@ -53,3 +53,11 @@ def test_maps_reach_no_further_than_they_say():
     changed = (context(mask, image) - context(torch.zeros_like(mask), image)).abs().sum(1)[0] > 0
     reach = (changed.nonzero() - 20).abs().max()
     assert reach <= context.radius
+
+
+def test_a_mask_that_is_not_told_changes_nothing_but_what_it_hides():
+    image = torch.randn(1, 1, 16, 16, 16)
+    context = LesionContext(1, dilation=2, with_mask=False)
+    maps = context(ball(), image)
+    assert maps[:, :3].abs().max() == 0
+    torch.testing.assert_close(maps[:, 3:], LesionContext(1, dilation=2)(ball(), image)[:, 3:])

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import pytest
 
+from medvae3d.apps.settings import parse_changes
+from medvae3d.apps.systems import system_settings
 from medvae3d.errors import SettingError
 from medvae3d.models.registry import SYSTEMS
-from medvae3d.studies.zoo import COLUMNS, Column, Entry, entries, markdown, summarise
+from medvae3d.studies.zoo import (
+    COLUMNS,
+    GROUPS,
+    Column,
+    Entry,
+    entries,
+    markdown,
+    summarise,
+    texts_for,
+)
 
 
 def result(**means):
@@ -55,3 +66,20 @@ def test_a_row_without_a_model_is_never_the_best_and_empty_columns_are_left_out(
     table = markdown(rows, COLUMNS)
     assert "**20.0**" in table
     assert "Dice" not in table
+
+
+@pytest.mark.parametrize(
+    "entry", [each for group in GROUPS for each in group], ids=lambda each: each.name
+)
+def test_ablations_name_settings_that_their_systems_have(entry):
+    assert parse_changes(entry.settings, system_settings(entry.system))
+
+
+def test_sizes_go_to_both_stages_of_a_pair():
+    network = {"shape": {"channels": [1]}, "texture": {"channels": [2], "rank": 3}}
+    texts = ["network_def#channels=[4,8]", "network_def#rank=2", "max_epochs=1"]
+    assert texts_for(network, texts) == [
+        "network_def#shape#channels=[4,8]", "network_def#texture#channels=[4,8]",
+        "network_def#texture#rank=2", "max_epochs=1",
+    ]  # fmt: skip
+    assert texts_for({"channels": [1]}, texts[:1]) == texts[:1]

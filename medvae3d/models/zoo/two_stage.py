@@ -32,6 +32,7 @@ def pavae(
     texture: dict[str, Any] | None = None,
     context_dilation: int = 2,
     context_dropout: float = 0.0,
+    with_mask: bool = True,
     dropout: float = 0.0,
 ) -> TwoStageModel:
     """PAVAE-style pair of models: mask from attributes, then image from mask and context.
@@ -46,6 +47,7 @@ def pavae(
         texture: Sizes of the second stage, see `latent_model`.
         context_dilation: Voxels by which a mask is grown before the image is cut out.
         context_dropout: Share of training samples without context.
+        with_mask: Whether the second stage is told the mask; see `LesionContext`.
         dropout: See `latent_model`.
     """
     first = latent_model(
@@ -63,7 +65,9 @@ def pavae(
         image_channels=image_channels,
         heads=("image",),
         inputs=("image",),
-        context=LesionContext(image_channels, context_dilation, dropout=context_dropout),
+        context=LesionContext(
+            image_channels, context_dilation, dropout=context_dropout, with_mask=with_mask
+        ),
         dropout=dropout,
         statistics=TrainingStatistics(),
         **{"likelihood": "laplace", **(texture or {})},
