@@ -54,6 +54,7 @@ from medvae3d.studies.cells import (
 from medvae3d.studies.nnunet import dataset_folder, write_dataset
 from medvae3d.studies.results import Row, markdown_table, plot_rows, rows_of, write_study
 from medvae3d.studies.segmentation import (
+    BENT,
     BY_HAND,
     ONLY,
     REFERENCE,
@@ -474,11 +475,12 @@ class _Study:
     def export(self, design: Design) -> None:
         """Writes every arm of the first seed for nnU-Net; it augments by itself, so one is enough.
 
-        Copies are written as such, and ``classical`` as ``real``.
+        Copies are written as such; ``classical`` and ``elastic`` would be the same as ``real``.
         """
         root = self.folder / "nnunet"
         work = SegmentationWork(design)
-        cells = [cell for cell in sorted(self.cells) if not cell.seed and cell.arm != REFERENCE]
+        same = (REFERENCE, BENT)
+        cells = [cell for cell in sorted(self.cells) if not cell.seed and cell.arm not in same]
         for number, cell in enumerate(cells, start=FIRST_DATASET):
             real, extra, _ = work.parts(cell)
             kind = cell.arm.partition(":")[0]

@@ -44,8 +44,8 @@ def segmentation(
         str | None,
         typer.Option(
             metavar="A,B",
-            help="real, classical, copies, copy_paste, carvemix, handmade, synthetic, only; or "
-            "synthetic:NAME. All if not given.",
+            help="real, classical, elastic, copies, copy_paste, carvemix, handmade, synthetic, "
+            "only; or synthetic:NAME. All if not given.",
         ),
     ] = None,
     steps: Annotated[

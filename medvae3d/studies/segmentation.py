@@ -4,6 +4,7 @@ Arms, all with the same segmenter, number of steps and seeds:
 
 - ``real``: the real training cases as they are;
 - ``classical``: the same with classical augmentation, the reference of all comparisons;
+- ``elastic``: ``classical`` with elastic deformations as well, a control without a model;
 - ``copies``, ``copy_paste``, ``carvemix``, ``handmade``: ``classical`` with further cases that need
   no trained generator, as many as the synthetic arms have;
 - ``synthetic:NAME``: ``classical`` with samples of a generator;
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from torch import nn
 from medvae3d.errors import LabelError, SettingError
 from medvae3d.evaluation.agreement import as_segment, found_dice
 from medvae3d.evaluation.cases import Cases, framed_as
+from medvae3d.evaluation.segmenter import SegmenterSettings
 from medvae3d.seeding import derive_generator
 from medvae3d.studies.case_form import REPEATS, CaseForm
 from medvae3d.studies.cells import Cell
@@ -34,7 +36,10 @@ from medvae3d.studies.mixing import carve_mix, copied_cases, copy_paste, mixed_c
 from medvae3d.studies.segmenter import MEASURES, Mixture, score_cases, study_settings, train_on
 
 REFERENCE = "classical"
-WITHOUT_EXTRA = ("real", REFERENCE)
+BENT = "elastic"
+WITHOUT_EXTRA = ("real", REFERENCE, BENT)
+# Typical displacement of the arm ``elastic``, in voxels.
+ELASTIC = 2.0
 BY_HAND = ("copies", "copy_paste", "carvemix", "handmade")
 SYNTHETIC, ONLY = "synthetic", "only"
 
@@ -124,7 +129,7 @@ class SegmentationWork:
     def __call__(self, cell: Cell) -> dict[str, Any]:
         """Means of the scores, scores by subject, and what the segmenter was fed with."""
         mixture, facts = self.mixture(cell)
-        network = train_on(mixture, len(self.form.labels), self.settings, cell.seed)
+        network = train_on(mixture, len(self.form.labels), self.settings_of(cell.arm), cell.seed)
         scores = self.judged(network)
         measures = list(next(iter(scores.values())))
         means = {
@@ -139,6 +144,14 @@ class SegmentationWork:
             },
             **facts,
         }
+
+    def settings_of(self, arm: str) -> SegmenterSettings:
+        """Settings of the segmenter of an arm; they differ in the augmentation alone."""
+        if arm != BENT:
+            return self.settings
+        augmentation = self.settings.augmentation
+        pose = replace(augmentation.pose, elastic=ELASTIC)
+        return replace(self.settings, augmentation=replace(augmentation, pose=pose))
 
     def mixture(self, cell: Cell) -> tuple[Mixture, dict[str, Any]]:
         """What the segmenter of a cell is fed with, and numbers about it."""

@@ -16,7 +16,7 @@ from medvae3d.evaluation.agreement import SegmenterSettings
 from medvae3d.geometry import Grid
 from medvae3d.studies.case_form import CaseForm
 from medvae3d.studies.comparison import compare
-from medvae3d.studies.segmentation import nested_order, wanted_extra
+from medvae3d.studies.segmentation import Design, SegmentationWork, nested_order, wanted_extra
 from medvae3d.studies.segmenter import Mixture, label_scores, score_cases, study_settings, train_on
 
 
@@ -119,6 +119,17 @@ def test_smaller_numbers_of_cases_are_within_larger_ones():
 def test_extra_cases_are_counted_by_the_real_ones():
     assert [wanted_extra(5, ratio) for ratio in (0.5, 1, 2)] == [2, 5, 10]
     assert wanted_extra(1, 0.1) == 1
+
+
+def test_the_arm_elastic_differs_from_classical_in_bending_alone():
+    labels = {"background": 0, "ball": 1}
+    form = CaseForm(({"intensity": None},), ("MR",), labels, (1.0, 1.0, 1.0), (16,) * 3, False)
+    work = SegmentationWork(Design(form, (), (), {}, 10))
+    plain, bent = work.settings_of("classical"), work.settings_of("elastic")
+    pose = bent.augmentation.pose
+    assert plain.augmentation.pose.elastic == 0 < pose.elastic
+    augmentation = replace(bent.augmentation, pose=replace(pose, elastic=0.0))
+    assert replace(bent, augmentation=augmentation) == plain == work.settings_of("copies")
 
 
 @pytest.mark.slow
