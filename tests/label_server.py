@@ -165,7 +165,7 @@ class Server:
         request = urllib.request.Request(url, data=data, headers=headers, method=method)
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
-            with opener.open(request, timeout=280) as answer:
+            with opener.open(request, timeout=800) as answer:
                 return Answer(answer.status, answer.read())
         except urllib.error.HTTPError as error:
             with error:

@@ -113,6 +113,7 @@ def test_most_unusual_scan_is_offered_first(own: Server) -> None:
     assert "no model" in own.infer(SEGMENTER, offered["id"]).require(400).json["detail"]
 
 
+@pytest.mark.timeout(900)
 def test_two_rounds_lead_from_labels_to_drafts(own: Server, tmp_path: Path) -> None:
     names = sorted(path.name.removesuffix(".nii.gz") for path in own.studies.glob("*.nii.gz"))
     wish = {"candidates": 5, "keep": 2, "segmenter_epochs": 6, "epoch_length": 12, "seed": 1}

@@ -17,7 +17,7 @@ from label_server import Server
 from label_studies import POSES, write_host
 from small_bundles import BUNDLES, INSERTING, JOINT, NAMES, config, run, workflow
 
-pytestmark = [pytest.mark.label, pytest.mark.integration]
+pytestmark = [pytest.mark.label, pytest.mark.integration, pytest.mark.timeout(600)]
 
 
 def volume_of(server: Server, folder: Path, model: str, image: str, **params: Any) -> Any:
