@@ -79,7 +79,7 @@ class Server:
         assert self.process is not None
         return self.process.pid
 
-    def start(self, seconds: float = 150) -> dict[str, Any]:
+    def start(self, seconds: float = 400) -> dict[str, Any]:
         """Starts it and waits for its first answer."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
