@@ -7,7 +7,7 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 # What a released bundle consists of: nothing that a training or a test run left in its folder.
-BUNDLE_FILES = ("LICENSE", "configs/*", "docs/**/*", "models/model.pt")
+BUNDLE_FILES = ("LICENSE", "configs/*", "docs/**/*", "models/model.pt*")
 
 
 class BuildWithData(build_py):

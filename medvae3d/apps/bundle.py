@@ -6,7 +6,6 @@ so that the same seed gives the same bytes whichever way it is asked for.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,6 +26,7 @@ from medvae3d.apps.bundle_files import (
 )
 from medvae3d.apps.bundle_hosts import FilePath, HostRequest, Hosts, grouped
 from medvae3d.apps.catalogue import shipped_bundles, unknown
+from medvae3d.apps.trust import require_own_weights, trusting
 from medvae3d.data.volumes import Volume, read_mask
 from medvae3d.errors import BundleError, SettingError
 from medvae3d.models.statistics import TrainingStatistics
@@ -309,6 +309,7 @@ def load_bundle(
     device: str | torch.device = "cpu",
     *,
     weights: FilePath | None = None,
+    trust: bool = False,
 ) -> Bundle:
     """Loads a bundle with its weights.
 
@@ -316,16 +317,19 @@ def load_bundle(
         name_or_path: Name of a shipped bundle, or the folder of any.
         device: Where to compute, such as ``cpu`` or ``cuda``.
         weights: Other weights than its ``models/model.pt``.
+        trust: Whether its configuration may execute what shipped ones do not.
 
     Raises:
-        BundleError: If it is unknown or incomplete, or its weights do not fit its network.
+        BundleError: If it is unknown or incomplete, its weights do not fit its network or are not
+            those that it was shipped with, or it would execute what is not known.
         SettingError: If the device is not there.
     """
     root = find_bundle(name_or_path)
     place = usable_device(device)
     config = root / "configs" / "inference.json"
     metadata = read_json(root / "configs" / "metadata.json")
-    parser = parser_of(config, root)
+    with trusting(trust):
+        parser = parser_of(config, root)
     recipe = Recipe.from_config(content(parser, RECIPE_IDS, config), source=str(config))
     network = content(parser, ("network_def",), config).get("network_def")
     if not isinstance(network, nn.Module):
@@ -334,6 +338,7 @@ def load_bundle(
             f"medvae3d.models.zoo."
         )
     path = Path(weights) if weights is not None else root / "models" / "model.pt"
+    digest = require_own_weights(path) if path.is_file() else ""
     load_weights(network, path)
     network.eval().requires_grad_(False).to(place)
     return Bundle(
@@ -342,7 +347,7 @@ def load_bundle(
         root=root,
         recipe=recipe,
         network=network,
-        weights_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        weights_sha256=digest,
         licence=licence_of(root, metadata),
         cite=texts(metadata.get("cite") or metadata.get("references")),
         device=place,

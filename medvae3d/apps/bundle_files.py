@@ -12,6 +12,7 @@ import torch
 from monai.bundle import ConfigParser
 from torch import nn
 
+from medvae3d.apps.trust import require_trusted
 from medvae3d.errors import BundleError, MedvaeError, SettingError
 from medvae3d.flows.pairs import CasePairs
 from medvae3d.training.checkpoints import load_state
@@ -87,7 +88,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def parser_of(config: Path, root: Path) -> ConfigParser:
-    """A configuration that knows which folder it is of."""
+    """A configuration that knows which folder it is of, and executes only what is agreed to.
+
+    Raises:
+        BundleError: If it would execute what is neither known nor trusted.
+    """
+    require_trusted(root)
     parser = ConfigParser(read_json(config))
     parser["bundle_root"] = str(root)
     return parser

@@ -80,7 +80,8 @@ def write_samples(
     Returns:
         The folder.
     """
-    bundle = load_bundle(bundle_root, device, weights=weights)
+    # The configuration that calls this is being executed already, by MONAI itself.
+    bundle = load_bundle(bundle_root, device, weights=weights, trust=True)
     if recipe is not None:
         made = Recipe.from_config(recipe, source="the configuration with its overrides")
         bundle = replace(bundle, recipe=made)

@@ -18,7 +18,10 @@ from medvae3d.apps.label_app.application import SyntheticDataApp
 __all__ = ["SyntheticDataApp"]
 '''
 # Of a bundle: what its own runs leave is not its own.
-LEFT_OUT = shutil.ignore_patterns("eval", "__pycache__", "train_state.pt", "run.json")
+# A server trains further, so the hash of the weights will not be theirs for long.
+LEFT_OUT = shutil.ignore_patterns(
+    "eval", "__pycache__", "train_state.pt", "run.json", "model.pt.sha256"
+)
 
 
 def write_app(out: str | Path, bundles: Sequence[str | Path]) -> Path:

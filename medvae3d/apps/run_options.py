@@ -1,7 +1,8 @@
 """What every command can do besides its own options: take them from a file, report, be quiet.
 
 ``--config FILE`` gives any option a value that the command line does not give, ``--report FILE``
-writes down what was run and how it ended, ``--quiet`` prints nothing but errors. A command that
+writes down what was run and how it ended, ``--quiet`` prints nothing but errors,
+``--trust`` lets bundles from elsewhere execute what they ask for. A command that
 makes a folder leaves its options there as ``options.json``, which ``--config`` takes again.
 """
 
@@ -24,6 +25,7 @@ from typing import Annotated, Any
 import typer
 
 from medvae3d.apps.console import Stopwatch, quietly
+from medvae3d.apps.trust import trusting
 from medvae3d.errors import MedvaeError, OutputError, SettingError
 
 OPTIONS_FILE = "options.json"
@@ -44,6 +46,13 @@ Report = Annotated[
 Quiet = Annotated[
     bool, typer.Option("--quiet", rich_help_panel=PANEL, help="Print nothing but errors.")
 ]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust", rich_help_panel=PANEL,
+        help="Let a bundle from elsewhere execute what its configuration asks for.",
+    ),
+]  # fmt: skip
 
 
 def take_config(ctx: typer.Context, value: Path | None) -> Path | None:
@@ -63,6 +72,7 @@ Config = Annotated[
 # What a command has besides its own: names, types and defaults.
 COMMON: dict[str, tuple[Any, Any]] = {
     "config": (Config, None), "report_file": (Report, None), "quiet": (Quiet, False),
+    "trust": (Trust, False),
 }  # fmt: skip
 
 
@@ -80,8 +90,9 @@ def with_run_options(function: Callable[..., None]) -> Callable[..., None]:
     def run(**values: Any) -> None:
         ctx = values[context]
         quiet, report = values["quiet"], values["report_file"]
+        trust = values["trust"]
         given = {name: value for name, value in values.items() if name in own}
-        with quietly(quiet), reported(ctx, report):
+        with quietly(quiet), reported(ctx, report), trusting(trust):
             function(**given)
         _leave_options(ctx)
 

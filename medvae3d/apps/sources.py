@@ -6,6 +6,7 @@ from pathlib import Path
 
 from medvae3d.apps.bundle import find_bundle
 from medvae3d.apps.catalogue import shipped_bundles, unknown
+from medvae3d.apps.trust import require_trusted
 from medvae3d.errors import BundleError, SettingError
 from medvae3d.models.systems.files import system_names
 
@@ -19,7 +20,8 @@ def require_source(what: str | Path, like: str | Path | None = None) -> Path:
     """The folder of a bundle, or a path whose name is that of a system.
 
     Raises:
-        BundleError: If there is neither, or no bundle of the name ``like``.
+        BundleError: If there is neither, or no bundle of the name ``like``, or if it would execute
+            what is not known.
         SettingError: If a bundle is asked to be like another.
     """
     if like is not None:
@@ -35,4 +37,5 @@ def require_source(what: str | Path, like: str | Path | None = None) -> Path:
             f"{found.name} is a bundle and states the form of its data itself; --like is for "
             f"systems: {', '.join(system_names())}. Leave it out."
         )
+    require_trusted(found)
     return found

@@ -33,6 +33,7 @@ from medvae3d.apps.sources import is_system, require_source
 from medvae3d.apps.surroundings import Reporter, Say, own_errors, quiet, stopping
 from medvae3d.apps.systems import write_system_bundle
 from medvae3d.apps.trained import read_run, require_same_run, write_bundle, write_run
+from medvae3d.apps.trust import require_trusted
 from medvae3d.data.datalists import SPLITS, DataList, read_datalist
 from medvae3d.data.integrity import check
 from medvae3d.errors import OutputError
@@ -137,6 +138,7 @@ def train(
             parsed = parse_changes(changes, settings)
             asked["settings"] = parsed or None
             require_same_run(folder, found, asked)
+            require_trusted(folder)
             run = found
             if found.get("finished"):
                 say(f"{folder} has been trained to its end already; there is nothing to resume.")
