@@ -36,6 +36,7 @@ from medvae3d.apps.trained import read_run, require_same_run, write_bundle, writ
 from medvae3d.apps.trust import require_trusted
 from medvae3d.data.datalists import SPLITS, DataList, read_datalist
 from medvae3d.data.integrity import check
+from medvae3d.data.staging import sole_writer
 from medvae3d.errors import OutputError
 
 
@@ -203,10 +204,11 @@ class _Job:
             parts: What `write_bundle` writes; ``None`` if the folder is there.
 
         Raises:
-            OutputError: If it cannot be made.
+            OutputError: If it cannot be made, or another process writes it.
         """
         if parts is None:
-            yield
+            with sole_writer(self.folder):
+                yield
             return
         is_new = not self.folder.exists()
         try:
@@ -215,8 +217,19 @@ class _Job:
             raise OutputError(
                 f"{self.folder} cannot be made: {error.strerror}. Choose another folder for --out."
             ) from error
+        with sole_writer(self.folder):
+            if read_run(self.folder) is not None:
+                raise OutputError(
+                    f"{self.folder} was begun by another process meanwhile. Choose another folder "
+                    f"for --out."
+                )
+            with self._removed_on_failure(is_new):
+                write_bundle(self.folder, *parts, name=self.folder.resolve().name)
+                yield
+
+    @contextmanager
+    def _removed_on_failure(self, is_new: bool) -> Iterator[None]:
         try:
-            write_bundle(self.folder, *parts, name=self.folder.resolve().name)
             yield
         except BaseException:
             if not self.can_resume:

@@ -41,6 +41,37 @@ def require_new_folder(out: str | os.PathLike[str]) -> Path:
 
 
 @contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Holds a folder for this process; the lock leaves no file and ends with the process.
+
+    Args:
+        folder: A folder that exists. Where the system cannot lock folders, nothing is held.
+
+    Raises:
+        OutputError: If another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputError(
+                f"{folder} is being written by another process. Wait until it has ended, or choose "
+                f"another folder for --out."
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
 def staged_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a folder to write into that takes the name ``out`` if all goes well.
 

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import tarfile
 import zlib
 from collections import defaultdict
@@ -55,7 +54,14 @@ def find_shards(source: Path, channels: Sequence[str] | None = None) -> Layout:
         raise DataListError(f"{source} holds no tar file. Give the folder of the shards.")
     index = source / INDEX if source.is_dir() else source.with_name(INDEX)
     about = read_json(index, "index of shards") if source.is_dir() and index.is_file() else {}
-    lacking = {each["file"] for each in about.get("shards", [])} - {path.name for path in files}
+    try:
+        lacking = {str(each["file"]) for each in about.get("shards", [])}
+    except (TypeError, KeyError):
+        raise DataListError(
+            f"{index} has `shards` of another form; allowed is a list of objects with a `file`. "
+            f"Correct it, or remove it."
+        ) from None
+    lacking -= {path.name for path in files}
     if lacking:
         raise UnreadableFileError(
             f"{index} names {some(sorted(lacking))}, which {source} does not hold. Copy all shards."
@@ -83,7 +89,7 @@ def find_shards(source: Path, channels: Sequence[str] | None = None) -> Layout:
                 f"{source}: {key} has {some(found)}; allowed are the channels {some(wanted)} and "
                 f"at most one mask. Correct the shard, or name with --channels what to take."
             )
-        facts = json.loads(parts[key]["json"].read_text()) if "json" in parts[key] else {}
+        facts = read_json(parts[key]["json"], f"{key}.json") if "json" in parts[key] else {}
         split = facts.get("split", "") if facts.get("split") in SPLITS else ""
         images = tuple((found[name],) for name in wanted)
         label = found[masks[key][0]] if masks[key] else None
