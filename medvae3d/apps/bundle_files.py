@@ -80,7 +80,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise BundleError(
             f"{path} does not exist; a bundle needs it. Restore it, or check the path."
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{path} cannot be read as JSON: {error}. Restore the file.") from error
     if not isinstance(found, dict):
         raise BundleError(f"{path} holds a {type(found).__name__}; expected names with values.")

@@ -107,7 +107,7 @@ def _entry(root: Path) -> Entry:
     path = root / "configs" / "metadata.json"
     try:
         metadata = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{path} cannot be read as JSON: {error}. Restore the file.") from error
     return Entry(
         name=root.name,

@@ -67,7 +67,7 @@ def read_settings(root: Path, recipe: str | None = None) -> dict[str, Any]:
             f"{files[0]} does not exist; a bundle that can be trained has it. Restore it, or take "
             f"another bundle."
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         names = " or ".join(map(str, files))
         raise BundleError(f"{names} is not JSON: {error}. Restore the file.") from error
 

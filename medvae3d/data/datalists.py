@@ -237,7 +237,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         raise UnreadableFileError(
             f"{what} {path} cannot be read: {error.strerror or error}. Check the path."
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataListError(f"{what} {path} is not JSON: {error}. Correct it there.") from error
     if not isinstance(content, dict):
         raise DataListError(
