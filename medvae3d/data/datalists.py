@@ -6,6 +6,7 @@ has an ``image`` (one file, or one a channel), a ``label``, or both, and any fur
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -263,6 +264,15 @@ def _read_case(entry: Any, split: str, root: Path, where: str) -> Case:
             f"{where} has image {entry.get('image')!r} and label {label!r}; allowed are a path, "
             f"or for the image a list of paths, one a channel. Correct the entry."
         )
+    for file in paths:
+        try:
+            (root / file).lstat()
+        except (ValueError, OSError) as error:
+            if isinstance(error, ValueError) or error.errno == errno.ENAMETOOLONG:
+                raise DataListError(
+                    f"{where} names a file {ascii(file)[:60]} that no file can have as its "
+                    f"name ({type(error).__name__}). Correct the entry."
+                ) from None
     if not image and not label:
         raise DataListError(
             f"{where} has the keys {sorted(entry)}; it needs image, label or both. Add one."
