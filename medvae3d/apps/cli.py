@@ -18,7 +18,9 @@ from medvae3d.apps import (
     data_commands,
     doctor,
     evaluate_command,
+    explore_command,
     export_command,
+    fill_command,
     generate_command,
     label_command,
     study_commands,
@@ -53,6 +55,8 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 findings of a check, 2 bad input, 130 interrupted.",
 )
 app.command(rich_help_panel="Make")(generate_command.generate)
+app.command(rich_help_panel="Make")(fill_command.fill)
+app.command(rich_help_panel="Make")(explore_command.explore)
 app.command(rich_help_panel="Make")(bundle_commands.demo)
 app.command("list", rich_help_panel="Make")(bundle_commands.list_all)
 app.command(rich_help_panel="Make")(export_command.export)

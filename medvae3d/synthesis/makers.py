@@ -180,7 +180,7 @@ class Maker:
 
     def decode(self, model: LatentModel, drafts: Sequence[Draft], size: int) -> Mapping[str, Any]:
         """Draws latents and decodes them, told the attributes of the drafts."""
-        told = self._attributes(drafts)
+        told = self.attributes(drafts)
         prior = model.sampling_prior
         known = told if prior is not None and prior.attributes else None
         generators = [draft.generator for draft in drafts]
@@ -201,7 +201,8 @@ class Maker:
             return image
         return image + share * grain.draw(image, draft.generator)
 
-    def _attributes(self, drafts: Sequence[Draft]) -> Tensor | None:
+    def attributes(self, drafts: Sequence[Draft]) -> Tensor | None:
+        """What drafts are told, standardised, ``(B, F)``; ``None`` if one is told nothing."""
         rows = [draft.told.attributes for draft in drafts]
         known = [row for row in rows if row is not None]
         if len(known) < len(rows):

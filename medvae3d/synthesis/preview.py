@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import nibabel as nib
 import numpy as np
+import PIL.Image
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -38,6 +39,8 @@ GAP = 4
 # Share of a PET channel's scale that is shown black: 10 SUV where the scale is 20, as in clinics.
 PET_TOP = 0.5
 ZOOM_MM = 48.0
+# How long a picture of an animation is shown.
+FRAME_MS = 250
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +61,12 @@ class Panel:
 
 
 def contact_sheet(
-    panels: Sequence[Panel], channels: Sequence[Channel], path: str | Path, *, columns: int = 2
+    panels: Sequence[Panel],
+    channels: Sequence[Channel],
+    path: str | Path,
+    *,
+    columns: int = 2,
+    same_planes: bool = False,
 ) -> None:
     """Draws volumes, a row of three planes for each channel, through the largest sections.
 
@@ -67,19 +75,56 @@ def contact_sheet(
         channels: How their channels are shown.
         path: PNG to write.
         columns: Volumes beside each other.
+        same_planes: Whether all volumes are cut at the same place; they have to lie on one grid.
 
     Raises:
         SettingError: If there is nothing to draw.
     """
     if not panels:
         raise SettingError("there is no sample to draw; give at least one.")
-    blocks = [_block(panel, channels) for panel in panels]
+    centre = _shared_section(panels) if same_planes else None
+    blocks = [_block(panel, channels, centre) for panel in panels]
     rows = [
         row
         for first in range(0, len(blocks), columns)
         for row in zip(*blocks[first : first + columns], strict=True)
     ]
     _save(rows, path)
+
+
+def animation(panels: Sequence[Panel], channels: Sequence[Channel], path: str | Path) -> None:
+    """Draws volumes on one grid one after the other, there and back, as an animated GIF.
+
+    Args:
+        panels: The volumes, in order.
+        channels: How their channels are shown.
+        path: GIF to write.
+
+    Raises:
+        SettingError: If there is nothing to draw.
+    """
+    if not panels:
+        raise SettingError("there is no volume to draw; give at least one.")
+    centre = _shared_section(panels)
+    pictures = [
+        PIL.Image.open(io.BytesIO(_png([[strip] for strip in _block(panel, channels, centre)])))
+        for panel in panels
+    ]
+    turns = [each.convert("P", palette=PIL.Image.Palette.ADAPTIVE) for each in pictures]
+    turns += turns[-2:0:-1]
+    buffer = io.BytesIO()
+    turns[0].save(
+        buffer, format="GIF", save_all=True, append_images=turns[1:], duration=FRAME_MS, loop=0
+    )
+    write_bytes(path, buffer.getvalue())
+
+
+def _shared_section(panels: Sequence[Panel]) -> tuple[int, int, int]:
+    """Where the masks of all volumes together have their largest section, in drawing axes."""
+    first = panels[0]
+    whole = np.max([panel.label > 0 for panel in panels], axis=0).astype(np.uint8)
+    _, label, _ = _reoriented(first.image[:1], whole, first.grid)
+    return section(label)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,9 +136,11 @@ class _Strip:
     title: str = ""
 
 
-def _block(panel: Panel, channels: Sequence[Channel]) -> list[_Strip]:
+def _block(
+    panel: Panel, channels: Sequence[Channel], centre: tuple[int, int, int] | None = None
+) -> list[_Strip]:
     image, label, spacing = _reoriented(panel.image, panel.label, panel.grid)
-    centre = section(label)
+    centre = section(label) if centre is None else centre
     strips = []
     for index, channel in enumerate(channels):
         grey = shade(image[index], channel)
@@ -180,7 +227,11 @@ def _beside(planes: Sequence[NDArray[Any]], fill: float) -> NDArray[Any]:
 
 
 def _save(rows: Sequence[Sequence[_Strip]], path: str | Path) -> None:
-    """Lays strips out in rows and writes them."""
+    write_bytes(path, _png(rows))
+
+
+def _png(rows: Sequence[Sequence[_Strip]]) -> bytes:
+    """Lays strips out in rows."""
     margin, text = 10, 22
     heights = [max(strip.grey.shape[0] for strip in row) + text for row in rows]
     width = max(sum(s.grey.shape[1] + margin for s in row) for row in rows) + margin
@@ -207,7 +258,7 @@ def _save(rows: Sequence[Sequence[_Strip]], path: str | Path) -> None:
         top += used
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", facecolor=BACKGROUND, metadata={"Software": None})
-    write_bytes(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def _outline(axes: Any, label: NDArray[Any]) -> None:

@@ -211,6 +211,19 @@ class MixturePrior(nn.Module):
         self.covariance[index[:, None], index] = torch.from_numpy(covariance).to(self.covariance)
         self.fitted.fill_(True)
 
+    @property
+    def slope(self) -> Tensor:
+        r"""How a latent moves with each attribute within a component, :math:`(F, d)`, float64.
+
+        :math:`\Sigma_{aa}^{-1} \Sigma_{as} W`, the same for all components. Moving along it keeps
+        what is not told of a latent as it is, also its component.
+        """
+        r = self.rank
+        covariance = self.covariance.double()
+        factor = jittered_cholesky(covariance[r:, r:])
+        scores = torch.cholesky_solve(covariance[r:, :r], factor)
+        return scores @ self.loadings.double()
+
     # -- the mixture over scores ------------------------------------------------------------------
 
     def _mixture(self, attributes: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
