@@ -70,8 +70,8 @@ def list_all(
     ]
     columns = ("name", "what it does", "paper", "cases need", "state")
     output().print(table("Systems to train by name (code: Apache-2.0)", columns, systems))
-    priors = [(each.name, each.summary, _source(each.papers)) for each in PRIORS.values()]
-    output().print(table("Priors", ("name", "what it is", "paper"), priors))
+    drawn = [(each.name, each.summary, _source(each.papers)) for each in PRIORS.values()]
+    output().print(table("Priors", ("name", "what it is", "paper"), drawn))
 
 
 def _source(papers: Sequence[Paper]) -> str:

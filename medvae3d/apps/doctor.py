@@ -154,7 +154,8 @@ def _readers(folder: Path) -> Iterator[Finding]:
 
     def with_nibabel(path: Path) -> Any:
         nib.save(nib.Nifti1Image(voxels, np.eye(4)), path)
-        return nib.load(path).get_fdata()
+        loaded: Any = nib.load(path)
+        return loaded.get_fdata()
 
     def with_simpleitk(path: Path) -> Any:
         sitk.WriteImage(sitk.GetImageFromArray(voxels), str(path))

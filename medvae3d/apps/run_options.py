@@ -32,8 +32,9 @@ OPTIONS_FILE = "options.json"
 VERSIONS = ("medvae3d", "torch", "monai", "numpy", "nibabel", "SimpleITK", "torchio")
 PANEL = "Every command"
 # Ranges of one run are put together file by file, so nothing may lie there that is of one range
-# alone; the records of the cases hold the options.
-NO_OPTIONS_FILE = {"generate"}
+# alone; the records of the cases hold the options. A trained folder may be passed on, and options
+# name paths of this machine; its train.json and run.json hold the settings.
+NO_OPTIONS_FILE = {"generate", "train"}
 
 
 Report = Annotated[

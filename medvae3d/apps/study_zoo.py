@@ -46,12 +46,13 @@ from medvae3d.studies.cells import (
     run_cells,
 )
 from medvae3d.studies.zoo import (
-    COLUMNS,
     MEAN,
     Entry,
     Summary,
     entries,
+    floor,
     markdown,
+    measures,
     summarise,
     texts_for,
 )
@@ -125,8 +126,9 @@ def zoo_study(
     ]
     work = ZooWork(Path(datalist), folder, {each.name: each for each in chosen}, options, say)
     run_cells(cells, lambda: work, folder, threads=torch.get_num_threads(), report=report)
-    cells_csv(folder, cells, [column.name for column in COLUMNS])
-    table = markdown(summaries(folder, chosen, cells))
+    cells_csv(folder, cells, measures())
+    rows = summaries(folder, chosen, cells)
+    table = markdown([*rows, floor(rows)] if rows else rows)
     write_bytes(folder / "table.md", table.encode() + b"\n")
     done = sum(read_cell(folder, cell) is not None for cell in cells)
     return table, done, len(cells)

@@ -140,7 +140,7 @@ def _grid(
     if spacing.max() / spacing.min() < CUBIC_RATIO:
         spacing = np.full(3, float(np.prod(spacing) ** (1 / 3)))
     native = np.round(spacing, 2)
-    spacing, notes = native, ()
+    spacing, notes = native, tuple[str, ...]()
     while True:
         wanted = zip(extent / spacing, multiples, strict=True)
         shape = [math.ceil(voxels / step - 1e-3) * step for voxels, step in wanted]

@@ -142,7 +142,7 @@ def case_transforms(
     image, mask = ["image"], ["label"] if labels else []
     every = [*image, *mask]
     steps: list[Transform] = [
-        LoadImaged(every, reader=READERS, **missing),
+        LoadImaged(every, reader=READERS, **missing),  # type: ignore[arg-type]
         EnsureChannelFirstd(every, **missing),
         FirstChannelsd(image, len(channels), **missing),
         Orientationd(every, axcodes="RAS", labels=(("L", "R"), ("P", "A"), ("I", "S")), **missing),

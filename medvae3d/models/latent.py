@@ -295,7 +295,7 @@ class LatentModel(nn.Module):
             return self.decode(z, condition), {}
         *low, fine = self.decoder.pyramid(z, self._vector(condition, z), condition.maps)
         coarse = {
-            stride: _distributions(heads, features)  # type: ignore[arg-type]
+            stride: _distributions(heads, features)
             for stride, heads, features in zip(
                 self.decoder.coarse_strides, self.coarse_heads, low, strict=True
             )
@@ -403,7 +403,7 @@ class LatentModel(nn.Module):
         return torch.cat([heads["mask"].field(), heads["image"].mode()], dim=1)
 
 
-def _distributions(heads: Mapping[str, Any], features: Tensor) -> dict[str, Any]:
+def _distributions(heads: Any, features: Tensor) -> dict[str, Any]:
     """One distribution per head, each from its own channels of the features."""
     pieces = features.split([int(head.features) for head in heads.values()], dim=1)
     return {name: head(piece) for (name, head), piece in zip(heads.items(), pieces, strict=True)}

@@ -37,9 +37,9 @@ def page() -> str:
     lines += ["", "## Priors", "", "Fitted after training; a system may be sampled from any.", ""]
     lines += ["| name | prior | what it is |", "|---|---|---|"]
     lines += [f"| `{each.name}` | {each.title} | {each.summary} |" for each in PRIORS.values()]
-    papers = dict.fromkeys(
-        paper for each in (*SYSTEMS.values(), *PRIORS.values()) for paper in each.papers
-    )
+    sources = [each.papers for each in SYSTEMS.values()]
+    sources += [each.papers for each in PRIORS.values()]
+    papers = dict.fromkeys(paper for each in sources for paper in each)
     lines += ["", "[Priors](../concepts/priors.md) has their mathematics.", "", "## Papers", ""]
     lines += [f"- {paper.citation}." for paper in papers]
     lines += ["", "`medvae3d cite NAME` prints those of a system as BibTeX.", ""]

@@ -158,6 +158,11 @@ COLUMNS = (
 )
 
 
+# What a cell knows of the sureness of a measure besides its value, by the end of the name.
+ENDS = ("low", "high", "floor", "error")
+FLOOR = Entry("unseen cases against each other")
+
+
 @dataclass(frozen=True)
 class Summary:
     """Results of one entry over its seeds.
@@ -193,10 +198,27 @@ def summarise(entry: Entry, results: Sequence[Mapping[str, Any]]) -> Summary:
     return Summary(entry, len(results), mean, spread, notes)
 
 
+def measures() -> list[str]:
+    """Names of everything that the table is made of, for a file of all cells."""
+    return [f"{column.name}{end}" for column in COLUMNS for end in ("", *(f"_{e}" for e in ENDS))]
+
+
+def floor(summaries: Sequence[Summary]) -> Summary:
+    """The row that no model can be asked to beat: real cases judged against real ones."""
+    names = [column.name for column in COLUMNS]
+    known = {
+        name: [each.mean[f"{name}_floor"] for each in summaries if f"{name}_floor" in each.mean]
+        for name in names
+    }
+    return Summary(FLOOR, 0, {name: float(np.mean(v)) for name, v in known.items() if v})
+
+
 def markdown(summaries: Sequence[Summary], columns: Sequence[Column] = COLUMNS) -> str:
     """A table in Markdown: mean, and the deviation over seeds where there are several.
 
-    The best value of a column is printed bold, unless another is within one deviation of it.
+    With one seed, the standard error or the interval over cases stands in its place. The best value
+    of a column is printed bold, unless another is within one deviation of it; with one seed nobody
+    knows, and nothing is.
     """
     used = [c for c in columns if any(c.name in each.mean for each in summaries)]
     best = {column.name: _best(column, summaries) for column in used}
@@ -217,15 +239,21 @@ def _cell(column: Column, summary: Summary, best: str | None) -> str:
         return ""
     text = f"{value:.{column.places}f}"
     spread = summary.spread.get(column.name)
+    ends = [summary.mean.get(f"{column.name}_{end}") for end in ("low", "high")]
+    error = summary.mean.get(f"{column.name}_error")
     if spread is not None:
         text += f" ± {spread:.{column.places}f}"
+    elif error is not None:
+        text += f" (se {error:.{column.places}f})"
+    elif None not in ends:
+        text += " ({})".format(" to ".join(f"{end:.{column.places}f}" for end in ends))
     return f"**{text}**" if summary.entry.name == best else text
 
 
 def _best(column: Column, summaries: Sequence[Summary]) -> str | None:
     """Name of the entry that is better than all others by more than a deviation over seeds."""
     rows = [each for each in summaries if column.name in each.mean and each.entry.system]
-    if not column.best or len(rows) < 2:
+    if not column.best or len(rows) < 2 or min(each.seeds for each in rows) < 2:
         return None
     sign = 1 if column.best == "high" else -1
     rows.sort(key=lambda each: -sign * each.mean[column.name])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -70,7 +70,8 @@ def paint_lesions(
     new = np.zeros(shape, bool)
     weights = np.zeros(shape, np.float32)
     boxes = []
-    gap = texture.context.dilation if texture.context is not None else 0
+    context = cast("LesionContext | None", texture.context)
+    gap = context.dilation if context is not None else 0
     margin = max(blending.REACH, gap + blending.RING_WIDTH)
     for lesion in lesions:
         new[_box(lesion.start, lesion.mask.shape)] |= lesion.mask
@@ -232,7 +233,8 @@ def paint_boxes(
                 coarse.append(slice(start // step, stop // step))
             tile = _relative(part, fine)
             here = Tile(*zip(*((side.start, side.stop) for side in tile), strict=True))
-            maps = _maps(model.context, image, mask, fine, lesions) if model.context else None
+            context = cast("LesionContext | None", model.context)
+            maps = _maps(context, image, mask, fine, lesions) if context else None
             condition = Condition(None, None if maps is None else maps.to(device))
             latent = z[(slice(None), slice(None), *coarse)].to(device)
             ((_, heads),) = decode_pieces(model, latent, condition, [here])

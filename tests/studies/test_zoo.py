@@ -14,7 +14,9 @@ from medvae3d.studies.zoo import (
     Column,
     Entry,
     entries,
+    floor,
     markdown,
+    measures,
     summarise,
     texts_for,
 )
@@ -48,8 +50,11 @@ def test_seeds_are_averaged_and_their_spread_is_told():
 
 def test_the_best_is_bold_only_if_it_is_clear_of_the_others():
     column = Column("dice", "Dice", 2, "high")
-    clear = [summarise(Entry(n, n), [result(dice=v)]) for n, v in (("a", 0.5), ("b", 0.8))]
-    assert "**0.80**" in markdown(clear, [column])
+    values = (("a", 0.5), ("b", 0.8))
+    clear = [summarise(Entry(n, n), [result(dice=v), result(dice=v)]) for n, v in values]
+    assert "**0.80 ± 0.00**" in markdown(clear, [column])
+    once = [summarise(Entry(n, n), [result(dice=v)]) for n, v in values]
+    assert "**" not in markdown(once, [column])
     close = [
         summarise(Entry("a", "a"), [result(dice=0.7), result(dice=0.9)]),
         summarise(Entry("b", "b"), [result(dice=0.81), result(dice=0.81)]),
@@ -60,11 +65,11 @@ def test_the_best_is_bold_only_if_it_is_clear_of_the_others():
 def test_a_row_without_a_model_is_never_the_best_and_empty_columns_are_left_out():
     rows = [
         summarise(Entry("principal components"), [result(psnr=30.0)]),
-        summarise(Entry("a", "a"), [result(psnr=10.0)]),
-        summarise(Entry("b", "b"), [result(psnr=20.0)]),
+        summarise(Entry("a", "a"), [result(psnr=10.0)] * 2),
+        summarise(Entry("b", "b"), [result(psnr=20.0)] * 2),
     ]
     table = markdown(rows, COLUMNS)
-    assert "**20.0**" in table
+    assert "**20.0" in table
     assert "Dice" not in table
 
 
@@ -83,3 +88,15 @@ def test_sizes_go_to_both_stages_of_a_pair():
         "network_def#texture#rank=2", "max_epochs=1",
     ]  # fmt: skip
     assert texts_for({"channels": [1]}, texts[:1]) == texts[:1]
+
+
+def test_one_seed_is_told_with_its_interval_over_cases_and_the_floor_has_a_row():
+    cell = result(
+        frechet=138.06, frechet_low=120.4, frechet_high=160.2, frechet_floor=43.8,
+        log_likelihood=-0.25, log_likelihood_error=0.012,
+    )  # fmt: skip
+    rows = [summarise(Entry("vae", "vae"), [cell])]
+    table = markdown([*rows, floor(rows)], COLUMNS)
+    assert "138.1 (120.4 to 160.2)" in table and "-0.250 (se 0.012)" in table
+    assert "| unseen cases against each other |" in table and "43.8" in table
+    assert {"frechet", "frechet_low", "frechet_floor", "log_likelihood_error"} <= set(measures())
