@@ -44,7 +44,7 @@ from medvae3d.apps.evaluate_sections import (
 from medvae3d.apps.report_files import FORMAT, Report, require_own_folder, write_report
 from medvae3d.data.datalists import SPLITS, write_datalist
 from medvae3d.data.manifests import sha256_of
-from medvae3d.errors import DataListError
+from medvae3d.errors import DataListError, SettingError
 from medvae3d.evaluation.figures import plain
 from medvae3d.evaluation.sections import Section
 
@@ -68,6 +68,7 @@ def evaluate(
     sections: Sequence[str] | str | None = None,
     features: Sequence[str] | str = ("radiomics",),
     paired: bool = False,
+    lpips: str | Path | None = None,
     bundle: str | Path | None = None,
     kept_list: str | Path | None = None,
     spacing_mm: Sequence[float] | None = None,
@@ -93,8 +94,9 @@ def evaluate(
         synthetic_split: The same of the synthetic list.
         sections: Which sections; all that apply by default.
         features: What cases are compared by: ``radiomics``, ``fixed-network``,
-            ``medicalnet=FILE``, ``radimagenet=FILE``.
+            ``fixed-network-2.5d``, ``medicalnet=FILE``, ``radimagenet=FILE``.
         paired: Whether each synthetic case is a reconstruction of the real one of its name.
+        lpips: File with the weights of the learned perceptual distance, for pairs.
         bundle: Bundle that made the cases; its own grid and intensities are used, and its network
             in the section on privacy.
         kept_list: File to write the synthetic cases to whose image shows what the mask says.
@@ -114,12 +116,17 @@ def evaluate(
         What ``report.json`` holds.
 
     Raises:
-        DataListError: If the lists cannot be used or do not fit each other.
+        DataListError: If a list cannot be used.
         SettingError: If a setting is wrong, or memory does not suffice.
         OutputError: If the folder holds other files.
     """
     wanted = chosen_sections(sections, paired=paired, needs_agreement=kept_list is not None)
     names = feature_names(features)
+    if lpips is not None and not paired:
+        raise SettingError(
+            "the learned perceptual distance compares pairs, and there are none. Add --paired if "
+            "synthetic cases are reconstructions of real ones, or leave --lpips away."
+        )
     folder = None if out is None else require_own_folder(out, kept_list)
     model = None if bundle is None else BundleModel.load(bundle, seed)
     started, watch = datetime.now(timezone.utc), Stopwatch()
@@ -140,7 +147,8 @@ def evaluate(
     )
     judged = Judged(
         read.sets["real"], read.sets["synthetic"], read.sets.get("reference"), read.frame,
-        cache(lambda: make_features(names)), seed, model,
+        cache(lambda: make_features(names)), seed, model, blocked=read.blocked,
+        lpips=None if lpips is None else str(lpips),
     )  # fmt: skip
     times = {"reading": watch.seconds}
     found: dict[str, Section] = {}
@@ -149,6 +157,8 @@ def evaluate(
         found[name] = computed(name, replace(judged, told=bar.section(name)))
         times[name] = part.seconds
     settings: dict[str, Any] = {"features": list(names), "paired": paired, "most": most}
+    if lpips is not None:
+        settings["lpips"] = str(lpips)
     if model is not None:
         settings |= {"bundle": model.name, "weights_sha256": model.weights_sha256}
     content = {
@@ -157,7 +167,7 @@ def evaluate(
         "versions": _versions(),
         "seed": seed,
         "settings": settings,
-        "inputs": _inputs(lists, read),
+        "inputs": _inputs(read),
         "grid": _grid(read.frame),
         "warnings": read.warnings,
         "summary": _summary(found),
@@ -170,7 +180,7 @@ def evaluate(
     if folder is not None:
         write_report(Report(content, found, judged), folder, viewer_cases)
     if kept_list is not None:
-        _write_kept(found["agreement"], judged, lists["synthetic"], Path(kept_list))
+        _write_kept(found["agreement"], judged, read.lists["synthetic"], Path(kept_list))
     return content
 
 
@@ -248,7 +258,7 @@ def _drawn(
     return {name: subset(each, most, seed, name, draws.get(name)) for name, each in lists.items()}
 
 
-def _inputs(lists: Mapping[str, CaseList], read: Read) -> dict[str, Any]:
+def _inputs(read: Read) -> dict[str, Any]:
     return {
         name: {
             "list": str(each.path),
@@ -257,7 +267,7 @@ def _inputs(lists: Mapping[str, CaseList], read: Read) -> dict[str, Any]:
             "cases": len(each.cases),
             "files_sha256": read.hashes[name],
         }
-        for name, each in lists.items()
+        for name, each in read.lists.items()
     }
 
 

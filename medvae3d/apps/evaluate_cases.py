@@ -1,50 +1,50 @@
 """The cases that a report is about: any data lists, read, checked and put on one grid.
 
 Every list may have its own spacing, shape, orientation and unit of files. What comes out are cases
-of one grid, with intensities on one scale, which is that of the real cases.
+of one grid, with intensities on one scale, which is that of the real cases. Where images or masks
+of the lists cannot be compared, such as for want of a channel, the others still are: what is
+missing and why is said beside the cases.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
-from monai.data import MetaTensor
-from monai.transforms import Compose, Orientationd
+from monai.transforms import MapTransform
 
 from medvae3d.apps.evaluate_lists import CaseList, common_labels
-from medvae3d.data.datalists import Case
-from medvae3d.data.manifests import sha256_of
-from medvae3d.data.nifti import grid_of
-from medvae3d.data.preparation import FILL, Observedd
-from medvae3d.data.transforms import (
-    LabelSpacingd,
-    NormalizeChannelsd,
-    PadCropd,
-    SafeSpacingd,
+from medvae3d.apps.evaluate_reading import (
+    NAMED,
+    Header,
+    Reading,
+    Tell,
+    header_of,
+    read_lists,
+    resampled_shape,
 )
-from medvae3d.data.volumes import read_mask, read_volume
-from medvae3d.errors import DataListError, IntensityError, SettingError, UnreadableFileError
+from medvae3d.apps.evaluate_scale import schemes_of
+from medvae3d.data.preparation import FILL, Observedd
+from medvae3d.data.transforms import NormalizeChannelsd, PadCropd
+from medvae3d.errors import (
+    DataListError,
+    GridMismatchError,
+    IntensityError,
+    LabelError,
+    SettingError,
+)
 from medvae3d.evaluation.cases import Cases
 from medvae3d.geometry import Grid
 
-Tell = Callable[[int, int, str], None]
-"""Told what is done, what is wanted, and a few words about it."""
-
-# Share of the voxels of all real cases that lies below and above of the common scale, in percent.
-ROBUST = (0.1, 99.9)
-# Voxels of a case and channel that the scale is found from.
-SAMPLED = 50_000
+IMAGE, MASK = "image", "mask"
 # Image, mask, where it was observed, and region stay; scores need about as much again for a while.
 WORKING_COPIES = 2.0
 INTENSITIES = ("range", "percentile")
-ORIENTATION = (("L", "R"), ("P", "A"), ("I", "S"))
+NO_IMAGE = "no image"
 
 
 @dataclass(frozen=True)
@@ -82,19 +82,16 @@ class Read:
         frame: What they were brought to.
         hashes: One SHA-256 over all files of a set, by set.
         warnings: What was padded, cut or left out.
+        lists: The lists of the sets, without the cases that were left out.
+        blocked: Why images, masks or both are not there, by ``image`` and ``mask``.
     """
 
     sets: Mapping[str, Cases]
     frame: Frame
     hashes: Mapping[str, str]
     warnings: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class _Header:
-    shape: tuple[int, ...]
-    spacing: tuple[float, ...]
-    channels: int
+    lists: Mapping[str, CaseList] = field(default_factory=dict)
+    blocked: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_sets(
@@ -121,128 +118,100 @@ def read_sets(
         tell: Told about each case.
 
     Raises:
-        DataListError: If the lists do not fit each other.
-        SettingError: If there is not enough memory.
+        SettingError: If a setting is wrong, or there is not enough memory.
         UnreadableFileError: If a file cannot be read.
+        GridMismatchError: If the channels of no case of a list lie on each other.
     """
     if intensity not in INTENSITIES:
         raise SettingError(
             f"intensity is {intensity!r}; allowed are {', '.join(INTENSITIES)}. Name one of them."
         )
-    headers = {name: [_header(case) for case in each.cases] for name, each in lists.items()}
-    channels = _common_channels(lists, headers)
+    headers = {name: [header_of(case) for case in each.cases] for name, each in lists.items()}
+    blocked: dict[str, str] = {}
+    told: list[str] = []
+    lists, channels = _fitting_channels(dict(lists), headers, told, blocked)
     real = headers["real"]
     if spacing_mm is None:
         spacing_mm = np.median([header.spacing for header in real], axis=0).tolist()
     spacing = tuple(round(float(size), 4) for size in spacing_mm)
     if shape is None:
-        shape = np.max([_resampled(header, spacing) for header in real], axis=0).tolist()
+        shape = np.max([resampled_shape(header, spacing) for header in real], axis=0).tolist()
     size = tuple(int(n) for n in shape)
     _require_memory(lists, size, len(channels), spacing)
-    raw = _Reading(lists, tell or _silent).read(spacing)
-    names, values = common_labels(lists, raw.found, labels)
-    if schemes is None:
-        schemes = _schemes(raw.items["real"], channels, intensity, lists["real"])
-    elif len(schemes) != len(channels):
+    raw = read_lists(lists, spacing, tell or _silent, has_images=IMAGE not in blocked)
+    told += raw.warnings
+    names, values = _fitting_labels(raw, labels, told, blocked)
+    if schemes is None and IMAGE not in blocked:
+        try:
+            schemes = schemes_of(raw.items["real"], channels, intensity, lists["real"], told)
+        except IntensityError as error:
+            blocked[IMAGE] = str(error)
+    elif schemes is not None and len(schemes) != len(channels) and IMAGE not in blocked:
         raise SettingError(
             f"{len(schemes)} channels are wanted, {lists['real'].path} has {len(channels)}. List "
             f"one file a channel, in the order of the bundle."
         )
-    frame = Frame(spacing, size, channels, names, values, tuple(schemes))  # type: ignore[arg-type]
-    finish = _finishing(frame)
-    sets = {name: _stacked(raw.items.pop(name), finish, frame) for name in list(raw.items)}
-    told = _changes(headers, lists, frame)
-    return Read(sets, frame, raw.hashes, told)
+    if IMAGE in blocked:
+        channels, schemes = (NO_IMAGE,), ()
+    frame = Frame(spacing, size, channels, names, values, tuple(schemes or ()))  # type: ignore[arg-type]
+    sets = {name: _stacked(raw.items.pop(name), frame, name, told) for name in list(raw.items)}
+    told += [f"no {kind}s are judged: {why.rstrip('.')}" for kind, why in blocked.items()]
+    told += _changes({name: headers[name] for name in sets}, raw.lists, frame)
+    return Read(sets, frame, raw.hashes, told, raw.lists, blocked)
 
 
-class _Reading:
-    """The first pass: files to volumes with one voxel size and orientation, in native units."""
-
-    def __init__(self, lists: Mapping[str, CaseList], tell: Tell) -> None:
-        self.lists, self.tell = lists, tell
-        self.items: dict[str, list[dict[Any, Any]]] = {}
-        self.found: dict[str, set[int]] = {}
-        self.hashes: dict[str, str] = {}
-
-    def read(self, spacing: Sequence[float]) -> _Reading:
-        both = ["image", "label"]
-        resample_image = SafeSpacingd(["image"], pixdim=spacing, mode="bilinear")
-        turn = Orientationd(both, axcodes="RAS", labels=ORIENTATION)
-        wanted, done = sum(len(each.cases) for each in self.lists.values()), 0
-        for name, each in self.lists.items():
-            items, digest = [], hashlib.sha256()
-            found: set[int] = set()
-            for case in each.cases:
-                self.tell(done, wanted, f"reading {name} cases")
-                item: dict[Any, Any] = _read_case(case)
-                values = np.unique(item["label"].numpy()).astype(int).tolist()
-                found.update(values)
-                item = resample_image(turn(item))
-                item = LabelSpacingd(["label"], spacing, values)(item)
-                items.append(item)
-                for file in case.files:
-                    digest.update(f"{sha256_of(file)}  {file.name}\n".encode())
-                done += 1
-            self.items[name], self.found[name] = items, found
-            self.hashes[name] = digest.hexdigest()
-        return self
-
-
-def _read_case(case: Case) -> dict[str, Any]:
-    """Image and mask of a case, as stored, with their place; an empty mask if it has none."""
-    volumes = [
-        read_volume(file, what=f"image of {case.name}", channels=len(case.image) == 1)
-        for file in case.image
-    ]
-    first = volumes[0]
-    for volume in volumes[1:]:
-        first.grid.require_same(volume.grid, this=str(first.path), that=str(volume.path))
-    image = np.concatenate([v.array if v.array.ndim == 4 else v.array[None] for v in volumes])
-    label = np.zeros(first.grid.shape, dtype=np.uint8)
-    if case.label is not None:
-        mask = read_mask(case.label, what=f"label of {case.name}")
-        first.grid.require_same(mask.grid, this=str(first.path), that=str(mask.path))
-        label = mask.array
-    affine = torch.as_tensor(np.array(first.grid.affine))
-    return {
-        "case": case.name,
-        "image": MetaTensor(torch.from_numpy(image), affine=affine),
-        "label": MetaTensor(torch.from_numpy(label)[None], affine=affine),
-    }
-
-
-def _header(case: Case) -> _Header:
-    """Shape, spacing and channels of a case, from headers alone, with axes as RAS."""
-    channels, grid = 0, None
-    for file in case.image:
+def _fitting_channels(
+    lists: dict[str, CaseList],
+    headers: dict[str, list[Header]],
+    told: list[str],
+    blocked: dict[str, str],
+) -> tuple[dict[str, CaseList], tuple[str, ...]]:
+    """The lists whose channels fit, and their names; without a reference that is the odd one."""
+    try:
+        return lists, _common_channels(lists, headers)
+    except DataListError as error:
+        others = {name: each for name, each in lists.items() if name != "reference"}
         try:
-            header: Any = nib.load(file).header
-        except Exception as error:  # nibabel raises many kinds, from zlib's to its own
-            raise UnreadableFileError(
-                f"image of {case.name} {file} cannot be read: {error}. It has to be a whole NIfTI "
-                f"file; get it again, or take the case out of the data list."
-            ) from error
-        grid = grid or grid_of(header, f"image of {case.name} {file}")
-        shape = header.get_data_shape()
-        channels += int(shape[3]) if len(shape) > 3 else 1
-    if grid is None:
-        raise DataListError(f"case {case.name} has no image; a report needs one of each case.")
-    order = nib.orientations.io_orientation(grid.affine)[:, 0].astype(int)
-    back = np.argsort(order)
-    return _Header(
-        tuple(grid.shape[i] for i in back), tuple(grid.spacing[i] for i in back), channels
-    )
+            channels = _common_channels(others, headers)
+        except DataListError as fault:
+            blocked[IMAGE] = str(fault)
+            return lists, (NO_IMAGE,)
+        told.append(f"the reference was left out: {str(error).rstrip('.')}")
+        return others, channels
 
 
-def _resampled(header: _Header, spacing: Sequence[float]) -> list[int]:
-    return [
-        max(1, round(n * old / new))
-        for n, old, new in zip(header.shape, header.spacing, spacing, strict=True)
-    ]
+def _fitting_labels(
+    raw: Reading, labels: Mapping[str, int] | None, told: list[str], blocked: dict[str, str]
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Names and values of the labels of the sets; none, and why, where these do not fit."""
+
+    def of(sets: Sequence[str]) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        if missing := [raw.maskless[name] for name in sets if name in raw.maskless]:
+            raise GridMismatchError(missing[0])
+        return common_labels(
+            {name: raw.lists[name] for name in sets},
+            {name: raw.values[name] for name in sets},
+            labels,
+        )
+
+    names = list(raw.items)
+    try:
+        return of(names)
+    except (DataListError, LabelError, GridMismatchError) as error:
+        others = [name for name in names if name != "reference"]
+        try:
+            found = of(others)
+        except (DataListError, LabelError, GridMismatchError) as fault:
+            blocked[MASK] = str(fault)
+            return (), ()
+        for part in (raw.items, raw.lists, raw.hashes):
+            part.pop("reference", None)
+        told.append(f"the reference was left out: {str(error).rstrip('.')}")
+        return found
 
 
 def _common_channels(
-    lists: Mapping[str, CaseList], headers: Mapping[str, Sequence[_Header]]
+    lists: Mapping[str, CaseList], headers: Mapping[str, Sequence[Header]]
 ) -> tuple[str, ...]:
     """Names of the channels, of which all cases of all lists have the same number.
 
@@ -307,61 +276,54 @@ def available_bytes() -> float:
         return float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")
 
 
-def _schemes(
-    items: Sequence[Mapping[str, Any]],
-    channels: Sequence[str],
-    intensity: str,
-    listed: CaseList,
-) -> list[dict[str, Any]]:
-    """How each channel is scaled, as `medvae3d.data.intensity` reads it."""
-    if intensity == "percentile":
-        return [{"kind": "percentile"} for _ in channels]
-    schemes = []
-    for number, channel in enumerate(channels):
-        some = []
-        for item in items:
-            values = item["image"][number].as_tensor().flatten()
-            some.append(values[:: max(1, len(values) // SAMPLED)].numpy())
-        low, high = (float(v) for v in np.percentile(np.concatenate(some), ROBUST))
-        if not low < high:
-            raise IntensityError(
-                f"{listed.path}: {channel} is {low:g} in nearly all voxels of all real cases; "
-                f"there is nothing to compare. Check the list with `medvae3d data check`."
-            )
-        schemes.append({"kind": "window", "low": low, "high": high})
-    return schemes
-
-
-def _finishing(frame: Frame) -> Compose:
+def _finished(item: dict[Any, Any], frame: Frame, has_image: bool) -> dict[Any, Any]:
     """From native units to the common scale, shape and label values."""
-    return Compose(
-        [
+    steps: list[MapTransform] = [PadCropd(["label"], frame.shape, value=0)]
+    if has_image:
+        steps += [
             NormalizeChannelsd(["image"], list(frame.intensities), invertible=False),
             Observedd(["image"]),
             PadCropd(["image"], frame.shape, value=FILL),
-            PadCropd(["valid", "label"], frame.shape, value=0),
+            PadCropd(["valid"], frame.shape, value=0),
         ]
-    )
+    # One by one: MONAI's Compose makes another error of each.
+    for step in steps:
+        item = step(item)
+    return item
 
 
-def _stacked(items: list[dict[Any, Any]], finish: Compose, frame: Frame) -> Cases:
-    """Cases of one size; the items are let go of one by one, as both together may be large."""
+def _stacked(items: list[dict[Any, Any]], frame: Frame, what: str, told: list[str]) -> Cases:
+    """Cases of one size; the items are let go of one by one, as both together may be large.
+
+    A case without contrast, or with voxels that are not finite, keeps its mask; of its image
+    nothing counts as observed.
+    """
     table = torch.zeros(max(frame.label_values, default=0) + 1)
     for number, value in enumerate(frame.label_values, start=1):
         table[value] = number
     count = len(items)
-    image = torch.empty((count, len(frame.channels), *frame.shape))
-    mask, valid = torch.empty((count, 1, *frame.shape)), torch.empty((count, 1, *frame.shape))
+    image = torch.full((count, len(frame.channels), *frame.shape), FILL)
+    mask, valid = torch.zeros((count, 1, *frame.shape)), torch.zeros((count, 1, *frame.shape))
     names = _unique([str(item["case"]) for item in items])
+    faults: dict[str, str] = {}
     for row in range(count):
         item, items[row] = items[row], {}
         try:
-            done = finish(item)
+            done = _finished(item, frame, has_image=bool(frame.intensities))
         except IntensityError as error:
-            raise IntensityError(f"{names[row]}: {error}") from error
-        image[row] = done["image"].as_tensor()
-        valid[row] = done["valid"].as_tensor()
-        mask[row] = table[done["label"].as_tensor().long()]
+            faults[names[row]] = str(error)
+            done = _finished({"label": item["label"]}, frame, has_image=False)
+        if "valid" in done:
+            image[row] = done["image"].as_tensor()
+            valid[row] = done["valid"].as_tensor()
+        if frame.labels:
+            mask[row] = table[done["label"].as_tensor().long()]
+    if faults:
+        named = ", ".join(list(faults)[:NAMED]) + ", ..." * (len(faults) > NAMED)
+        told.append(
+            f"the images of {len(faults)} of {count} {what} cases are not judged ({named}): "
+            f"{next(iter(faults.values())).rstrip('.')}"
+        )
     return Cases(image, mask, valid, (mask > 0).float(), names)
 
 
@@ -376,13 +338,13 @@ def _unique(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _changes(
-    headers: Mapping[str, Sequence[_Header]], lists: Mapping[str, CaseList], frame: Frame
+    headers: Mapping[str, Sequence[Header]], lists: Mapping[str, CaseList], frame: Frame
 ) -> list[str]:
     """What the common grid and the lists took away or added."""
     # Real and reference cases are often of one list, of which the same is to be said once.
     told = list(dict.fromkeys(warning for each in lists.values() for warning in each.warnings))
     for name, rows in headers.items():
-        sizes = [_resampled(header, frame.spacing_mm) for header in rows]
+        sizes = [resampled_shape(header, frame.spacing_mm) for header in rows]
         cut = sum(any(n > m for n, m in zip(size, frame.shape, strict=True)) for size in sizes)
         padded = sum(any(n < m for n, m in zip(size, frame.shape, strict=True)) for size in sizes)
         moved = sum(not np.allclose(h.spacing, frame.spacing_mm, rtol=0.01) for h in rows)

@@ -50,12 +50,17 @@ def evaluate(
         str,
         typer.Option(
             metavar="NAMES",
-            help="radiomics, fixed-network, medicalnet=FILE, radimagenet=FILE, with commas.",
+            help="radiomics, fixed-network, fixed-network-2.5d, medicalnet=FILE, "
+            "radimagenet=FILE, with commas.",
         ),
     ] = "radiomics",
     paired: Annotated[
         bool, typer.Option("--paired", help="Synthetic cases rebuild the real ones of that name.")
     ] = False,
+    lpips: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Weights of LPIPS, for --paired; none are downloaded."),
+    ] = None,
     bundle: Annotated[
         str | None, typer.Option(help="Bundle that made the cases: its network judges privacy.")
     ] = None,
@@ -139,7 +144,7 @@ def evaluate(
         content = judge(
             real, synthetic, reference, out, real_split=real_split,
             synthetic_split=synthetic_split, sections=section, features=features, paired=paired,
-            bundle=bundle, kept_list=kept, intensity=intensity,
+            lpips=lpips, bundle=bundle, kept_list=kept, intensity=intensity,
             command=shlex.join(["medvae3d", *sys.argv[1:]]),
             progress=None if quiet else advance, **options,
         )  # fmt: skip

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from medvae3d.apps.evaluate_cases import Frame
+from medvae3d.apps.evaluate_cases import IMAGE, MASK, Frame
 from medvae3d.errors import DataListError, MedvaeError, SettingError
 from medvae3d.evaluation.cases import Cases
 from medvae3d.evaluation.sections import Section
 
 if TYPE_CHECKING:
     from medvae3d.apps.evaluate_model import BundleModel
+    from medvae3d.evaluation.lpips import LPIPS
 
-INCLUDED_FEATURES = {"radiomics": "radiomics", "fixed-network": "fixed network"}
+INCLUDED_FEATURES = {
+    "radiomics": "radiomics",
+    "fixed-network": "fixed network",
+    "fixed-network-2.5d": "fixed network, 2.5-D",
+}
 TRAINED_FEATURES = ("medicalnet", "radimagenet")
+# What a section has to have; the others say what they can of what there is.
+NEEDS: Mapping[str, tuple[str, ...]] = {
+    "realism": (IMAGE,),
+    "masks": (MASK,),
+    "agreement": (IMAGE, MASK),
+}
 
 
 @dataclass(frozen=True)
@@ -31,6 +42,8 @@ class Judged:
         seed: Seed of everything that is random.
         model: The model that made the cases, if its bundle is at hand.
         told: Called with what is done and wanted within a section.
+        blocked: Why there are no images, or no masks, by ``image`` and ``mask``.
+        lpips: File with the weights of the learned perceptual distance.
     """
 
     real: Cases
@@ -41,6 +54,8 @@ class Judged:
     seed: int = 0
     model: BundleModel | None = None
     told: Callable[[int, int], None] | None = None
+    blocked: Mapping[str, str] = field(default_factory=dict)
+    lpips: str | None = None
 
 
 def _paired(judged: Judged) -> Section:
@@ -49,6 +64,7 @@ def _paired(judged: Judged) -> Section:
     made = {name: row for row, name in enumerate(judged.synthetic.names)}
     real = {name: row for row, name in enumerate(judged.real.names)}
     names = [name for name in made if name in real]
+    distance, why = _lpips(judged.lpips)
     return paired_section(
         judged.synthetic[[made[name] for name in names]],
         judged.real[[real[name] for name in names]],
@@ -56,7 +72,22 @@ def _paired(judged: Judged) -> Section:
         labels=judged.frame.labels,
         spacing_mm=judged.frame.spacing_mm,
         seed=judged.seed,
+        lpips=distance,
+        no_lpips=why,
+        without=tuple(judged.blocked),
     )
+
+
+def _lpips(weights: str | None) -> tuple[LPIPS | None, str]:
+    """The learned distance, or why there is none."""
+    if weights is None:
+        return None, ""
+    from medvae3d.evaluation.lpips import LPIPS
+
+    try:
+        return LPIPS(weights), ""
+    except MedvaeError as error:
+        return None, f"not computed: {error}"
 
 
 def _realism(judged: Judged) -> Section:
@@ -115,7 +146,8 @@ def _agreement(judged: Judged) -> Section:
 def _privacy(judged: Judged) -> Section:
     from medvae3d.evaluation.privacy import privacy_section
 
-    model = judged.model
+    # A model of image and mask says nothing of one of them.
+    model = None if judged.blocked else judged.model
     return privacy_section(
         judged.real,
         judged.synthetic,
@@ -149,10 +181,19 @@ SECTIONS: dict[str, Compute] = {
 
 def computed(name: str, judged: Judged) -> Section:
     """A section, or one that says why it could not be computed."""
+    missing = [kind for kind in NEEDS.get(name, ()) if kind in judged.blocked]
+    if not missing and len(judged.blocked) == len((IMAGE, MASK)):
+        missing = list(judged.blocked)
+    if missing:
+        reasons = " ".join(dict.fromkeys(judged.blocked[kind] for kind in missing))
+        return Section(name, name.capitalize(), not_computed=reasons)
     try:
-        return SECTIONS[name](judged)
+        section = SECTIONS[name](judged)
     except MedvaeError as error:
         return Section(name, name.capitalize(), not_computed=str(error))
+    for kind, reason in judged.blocked.items():
+        section.warnings.insert(0, f"Computed without {kind}s: {reason}")
+    return section
 
 
 def chosen_sections(
@@ -188,21 +229,24 @@ def chosen_sections(
 def make_features(names: Sequence[str]) -> list[Any]:
     """Makes what cases are compared by, each computed once for each set of cases.
 
-    Args:
-        names: ``radiomics``, ``fixed-network``, or a trained network with its weights, such as
-            ``medicalnet=resnet_50.pth``.
+    One whose weights are missing, or of another network, says so when it is asked, and holds up
+    none of the others.
 
-    Raises:
-        UnreadableFileError: If weights are missing or of another network.
+    Args:
+        names: ``radiomics``, ``fixed-network``, ``fixed-network-2.5d``, or a trained network with
+            its weights, such as ``medicalnet=resnet_50.pth``.
     """
     from medvae3d.evaluation.feature_networks import trained_features
-    from medvae3d.evaluation.features import Remembered, included_features
+    from medvae3d.evaluation.features import Remembered, Unavailable, included_features
 
     made: list[Any] = []
     for name in names:
         kind, _, path = name.partition("=")
         if path:
-            made.append(Remembered(trained_features(kind, path)))  # type: ignore[arg-type]
+            try:
+                made.append(Remembered(trained_features(kind, path)))  # type: ignore[arg-type]
+            except MedvaeError as error:
+                made.append(Unavailable(kind, error))
         else:
             made += included_features([INCLUDED_FEATURES[kind]])
     return made

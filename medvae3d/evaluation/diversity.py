@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.spatial.distance import pdist
 
+from medvae3d.errors import MedvaeError
 from medvae3d.evaluation.cases import Cases
 from medvae3d.evaluation.comparison import prepare
 from medvae3d.evaluation.coverage import add_coverage
@@ -125,7 +126,13 @@ def diversity_section(
     section.facts["pairs of MS-SSIM"] = [len(pairs.apart) for pairs in alike]
     rows = {"1 - MS-SSIM": _row(section, "1 - MS-SSIM", "", alike, seed)}
     for each in features:
-        prepared = prepare(each(real, spacing_mm), each(synthetic, spacing_mm))
+        try:
+            both = each(real, spacing_mm), each(synthetic, spacing_mm)
+        except MedvaeError as error:
+            note = f"not computed: {error}"
+            rows[f"distance, {each.name}"] = {"ratio": Measure(None, n=sizes, note=note)}
+            continue
+        prepared = prepare(*both)
         pairs = [pairwise_distance(x) for x in (prepared.real, prepared.made)]
         name = f"distance, {each.name}"
         rows[name] = _row(section, name, "deviations", pairs, seed)

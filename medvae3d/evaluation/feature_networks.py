@@ -101,6 +101,16 @@ def load_exactly(
     return network.eval().requires_grad_(False)
 
 
+def depth_of(state: Mapping[str, Tensor]) -> int:
+    """The depth of the ResNet that has these weights; 50 if it is none that is known."""
+    block = "bottleneck" if "layer1.0.conv3.weight" in state else "basic"
+    blocks = [
+        len({key.split(".")[1] for key in state if key.startswith(f"layer{layer}.")})
+        for layer in range(1, 5)
+    ]
+    return next((depth for depth, known in _LAYERS.items() if known == (block, blocks)), 50)
+
+
 def _resnet(depth: int, spatial_dims: int, channels: int, shortcut: str, bias: bool) -> nn.Module:
     block, layers = _LAYERS[depth]
     network: nn.Module = ResNet(
@@ -125,7 +135,7 @@ class MedicalNet:
 
     Args:
         weights: State dict of the backbone.
-        depth: 10, 18, 34 or 50.
+        depth: 10, 18, 34 or 50; what the file holds by default.
         licence: Of the weights; MedicalNet's own are MIT.
 
     Raises:
@@ -136,13 +146,14 @@ class MedicalNet:
         - Chen, Ma and Zheng, Med3D, arXiv:1904.00625.
     """
 
-    def __init__(self, weights: str | Path, depth: int = 50, licence: str = "MIT") -> None:
-        if depth not in _LAYERS:
+    def __init__(self, weights: str | Path, depth: int | None = None, licence: str = "MIT") -> None:
+        if depth is not None and depth not in _LAYERS:
             raise SettingError(
                 f"MedicalNet depth is {depth}; allowed are {', '.join(map(str, _LAYERS))}."
             )
+        state = read_weights(weights, "MedicalNet's ResNet")
+        depth = depth or depth_of(state)
         what = f"MedicalNet's resnet{depth}"
-        state = read_weights(weights, what)
         bias, shortcut = get_medicalnet_pretrained_resnet_args(depth)
         network = _resnet(depth, 3, 1, shortcut, bias)
         self._network = load_exactly(network, state, weights, what)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from medvae3d.data.attributes import mask_attributes
 from medvae3d.data.preparation import FILL
-from medvae3d.errors import SettingError
+from medvae3d.errors import MedvaeError, SettingError
 from medvae3d.evaluation.cases import Cases
 from medvae3d.evaluation.radiomics import (
     bounding_box,
@@ -229,6 +229,29 @@ class Remembered:
         if key not in known:
             known[key] = self.features(cases, spacing_mm)
         return known[key]
+
+
+class Unavailable:
+    """Features that cannot be had; says why when it is asked for them.
+
+    Args:
+        name: What they are called.
+        error: Why.
+    """
+
+    licence = ""
+
+    def __init__(self, name: str, error: MedvaeError) -> None:
+        self.name, self.error = name, error
+
+    def describe(self) -> dict[str, Any]:
+        return {}
+
+    def feature_names(self, channels: int) -> tuple[str, ...]:
+        return ()
+
+    def __call__(self, cases: Cases, spacing_mm: Sequence[float]) -> Rows:
+        raise self.error
 
 
 def included_features(names: Sequence[str] = ("radiomics", "fixed network")) -> list[Features]:

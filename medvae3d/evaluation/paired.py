@@ -7,6 +7,7 @@ compared by overlap and by surface distances in mm.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -65,6 +66,8 @@ def paired_section(
     spacing_mm: Sequence[float],
     seed: int,
     lpips: LPIPS | None = None,
+    no_lpips: str = "",
+    without: Sequence[str] = (),
 ) -> Section:
     """Scores of volumes and masks against those that they should be.
 
@@ -76,11 +79,16 @@ def paired_section(
         spacing_mm: Size of a voxel along (I, J, K).
         seed: Seed of the intervals.
         lpips: The learned distance, if its weights are at hand.
+        no_lpips: Why there is none.
+        without: ``image`` or ``mask``, where the cases have none that could be scored.
 
     Raises:
         DataListError: If the cases are not the same, or of another size.
     """
     _check_same(made, real)
+    if "image" in without:
+        # What blank images leave unobserved is not hidden from the masks.
+        made, real = (replace(each, valid=torch.ones_like(each.valid)) for each in (made, real))
     section = Section("paired", "Reconstruction", TEXT)
     if not len(real):
         section.not_computed = "there is no pair of cases."
@@ -94,33 +102,37 @@ def paired_section(
         "licence of LPIPS weights": lpips.licence if lpips else "",
     }
     notes = {where: _notes(count) for where, count in scales.items()}
-    images = image_comparison(made, real, channels, lpips)
-    names = ["", *(f" {name}" for name in channels if len(channels) > 1)]
-    table = {
-        f"{title}, {name.strip()}" if name else title: {
-            where: _measure(
-                scores[measure + name],
-                derive_seed(seed, measure, where),
-                notes[where].get(measure, ""),
-            )
-            for where, scores in images.items()
+    images: dict[str, Scores] = {}
+    masks: dict[str, Scores] = {}
+    if "image" not in without:
+        images = image_comparison(made, real, channels, lpips)
+        names = ["", *(f" {name}" for name in channels if len(channels) > 1)]
+        table = {
+            f"{title}, {name.strip()}" if name else title: {
+                where: _measure(
+                    scores[measure + name],
+                    derive_seed(seed, measure, where),
+                    notes[where].get(measure, ""),
+                )
+                for where, scores in images.items()
+            }
+            for measure, title in IMAGE_ROWS.items()
+            if measure != "lpips" or lpips
+            for name in names
         }
-        for measure, title in IMAGE_ROWS.items()
-        if measure != "lpips" or lpips
-        for name in names
-    }
-    if not lpips:
-        without = Measure(None, n=0, note=NO_WEIGHTS)
-        table[IMAGE_ROWS["lpips"]] = dict.fromkeys(images, without)
-    section.tables["images"] = table
-    masks = mask_comparison(made, real, labels, spacing_mm)
-    section.tables["masks"] = {
-        title: {
-            name: _measure(scores[measure], derive_seed(seed, measure, name), "")
-            for name, scores in masks.items()
+        if not lpips:
+            missing = Measure(None, n=0, note=no_lpips or NO_WEIGHTS)
+            table[IMAGE_ROWS["lpips"]] = dict.fromkeys(images, missing)
+        section.tables["images"] = table
+    if "mask" not in without:
+        masks = mask_comparison(made, real, labels, spacing_mm)
+        section.tables["masks"] = {
+            title: {
+                name: _measure(scores[measure], derive_seed(seed, measure, name), "")
+                for name, scores in masks.items()
+            }
+            for measure, title in MASK_ROWS.items()
         }
-        for measure, title in MASK_ROWS.items()
-    }
     section.cases["pairs"] = _by_case(real.names, images, masks)
     section.distributions = _distributions(images, masks)
     one_empty = sum(
@@ -257,11 +269,14 @@ def _by_case(
 
 
 def _distributions(images: dict[str, Scores], masks: dict[str, Scores]) -> list[Distribution]:
-    drawn = [("SSIM", "", {where: scores["ssim"] for where, scores in images.items()})]
-    drawn.append(("Dice", "", {name: scores["dice"] for name, scores in masks.items()}))
+    drawn = [
+        ("SSIM", "", {where: scores["ssim"] for where, scores in images.items()}),
+        ("Dice", "", {name: scores["dice"] for name, scores in masks.items()}),
+    ]
     return [
         Distribution(
             name, unit_, {k: [float(v) for v in each if v.isfinite()] for k, each in sets.items()}
         )
         for name, unit_, sets in drawn
+        if sets
     ]

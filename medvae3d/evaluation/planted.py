@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from medvae3d.data.preparation import FILL
@@ -10,8 +11,9 @@ from medvae3d.evaluation.poses import FLIPS, moved
 from medvae3d.seeding import derive_generator
 
 COPIES = 10
-# Of the range of intensities from -1 to 1, and of the intensity from -1 on.
-NOISE = 0.02
+# Of the range of a case from its 1st to its 99th percentile, as MR of another gain may fill but a
+# tenth of the common scale; and of the intensity from -1 on.
+NOISE = 0.01
 GAIN = 0.02
 
 
@@ -34,13 +36,23 @@ def planted_copies(train: Cases, seed: int, count: int = COPIES) -> Cases:
         sign = 2 * torch.randint(0, 2, (3,), generator=generator) - 1
         gain = 1 + GAIN * (2 * float(torch.rand((), generator=generator)) - 1)
         part = posed(chosen[[row]], axes, (size * sign).tolist())
-        noise = NOISE * torch.randn(part.image.shape, generator=generator)
+        noise = NOISE * _ranges(chosen[[row]]) * torch.randn(part.image.shape, generator=generator)
         image = ((part.image + 1) * gain - 1 + noise).clamp_min(FILL)
         parts.append((image, part.mask, part.region))
     image, mask, region = (torch.cat(each) for each in zip(*parts, strict=True))
     names = tuple(f"copy of {name}" for name in chosen.names)
     # A sample was observed everywhere, whatever it was copied from.
     return Cases(image, mask, torch.ones_like(mask), region, names)
+
+
+def _ranges(case: Cases) -> torch.Tensor:
+    """Range of each channel of one case over what was observed, :math:`(1, C, 1, 1, 1)`."""
+    seen = case.valid[0, 0] > 0
+    if not bool(seen.any()):
+        return torch.zeros(1, case.image.shape[1], 1, 1, 1)
+    # NumPy, as torch.quantile refuses more than 2**24 voxels.
+    low, high = np.percentile(case.image[0][:, seen].numpy(), (1, 99), axis=1)
+    return torch.from_numpy(high - low).float().view(1, -1, 1, 1, 1)
 
 
 def posed(cases: Cases, axes: tuple[int, ...], shift: list[int]) -> Cases:

@@ -205,7 +205,7 @@ def privacy_section(
     # Without images, such as for masks alone, the mask is what could have been copied.
     first = "image" if spaces["image"].limit is not None else "mask"
     section.verdicts = [judged_copied(name, space) for name, space in spaces.items()]
-    section.verdicts.append(judged_tested(first, spaces[first]))
+    section.verdicts += [judged_tested(name, space) for name, space in spaces.items()]
     section.verdicts.append(judged_memorised(ratios[first]["share nearer to training"]))
     section.verdicts.append(judged_membership(members))
     if held is None:
@@ -329,14 +329,15 @@ def _facts(search: Search, train: Cases, planted: Cases) -> dict[str, Any]:
         "search_voxels": [-(-n // factor) for n in shape],
         "flips": "all eight combinations of the three axes",
         "largest_shift_voxels": search.reach,
-        "refined_at_full_size": search.refined,
+        "refined_at_full_size": f"{search.refined} nearest poses on the small volumes, and both "
+        f"flips of {search.alike} cases that are most alike whatever the shift",
         "all_pairs": "ratio and membership use the distances on the small volumes",
         "limit_percentile": PERCENT,
         "planted": {
             "copies": len(planted),
             "wanted": COPIES,
             "how": "mirrored, moved by 1 or 2 voxels along each axis",
-            "noise_deviation": NOISE,
+            "noise_deviation_of_the_range_of_a_case": NOISE,
             "gain": GAIN,
         },
         "ratio_draws": DRAWS,

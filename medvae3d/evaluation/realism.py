@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from medvae3d.errors import MedvaeError
 from medvae3d.evaluation.cases import Cases
 from medvae3d.evaluation.comparison import (
     DISTANCES,
@@ -72,7 +73,14 @@ def realism_section(
         )
     usable = []
     for done, each in enumerate(features, start=1):
-        prepared = prepare(each(real, spacing_mm), each(synthetic, spacing_mm))
+        try:
+            rows = each(real, spacing_mm), each(synthetic, spacing_mm)
+        except MedvaeError as error:
+            # Such as missing weights: the other kinds are still compared.
+            section.facts[each.name] = {"not computed": str(error)}
+            section.warnings.append(f"{each.name}: not computed: {error}")
+            continue
+        prepared = prepare(*rows)
         found = compare(prepared, derive_seed(seed, "realism", each.name))
         section.tables[each.name] = found.table
         section.facts[each.name] = {

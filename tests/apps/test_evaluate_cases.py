@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 
-import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from small_lists import SHAPE, SPACING, boxes, volumes, write_list
 
 from medvae3d.apps import evaluate_cases
 from medvae3d.apps.evaluate_cases import read_sets
@@ -18,47 +19,9 @@ from medvae3d.apps.evaluate_lists import (
     first_channels,
     open_list,
 )
-from medvae3d.data.datalists import Case, write_datalist
 from medvae3d.data.volumes import write_volume
-from medvae3d.errors import DataListError, LabelError, SettingError, UnreadableFileError
+from medvae3d.errors import SettingError, UnreadableFileError
 from medvae3d.geometry import Grid
-
-SHAPE, SPACING = (10, 12, 8), (2.0, 2.0, 3.0)
-
-
-def write_list(folder, arrays, masks=None, *, info=None, spacing=SPACING, axcodes="RAS"):
-    """A data list of images, each (C, I, J, K), stored with the axes given."""
-    cases = []
-    for number, array in enumerate(arrays):
-        name = f"case_{number:03d}"
-        mask = np.zeros(array.shape[1:], np.uint8) if masks is None else masks[number]
-        grid = Grid.centred(array.shape[1:], spacing)
-        files = []
-        for channel, voxels in enumerate((*array, mask)):
-            path = folder / f"{name}_{channel:04d}.nii.gz"
-            turned = nib.Nifti1Image(voxels, grid.affine)
-            to = nib.orientations.axcodes2ornt(axcodes)
-            turned = turned.as_reoriented(
-                nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), to)
-            )
-            write_volume(path, np.asarray(turned.dataobj), Grid.from_image(turned))
-            files.append(path)
-        label = None if masks is None else files[-1]
-        cases.append(Case(tuple(files[:-1]), label, name, "training", {"case": name}))
-    write_datalist(folder / "list.json", cases, info)
-    return folder / "list.json"
-
-
-def volumes(count, seed, channels=1):
-    rng = np.random.default_rng(seed)
-    return [rng.uniform(0, 100, (channels, *SHAPE)).astype(np.float32) for _ in range(count)]
-
-
-def boxes(count, value=1):
-    masks = [np.zeros(SHAPE, np.uint8) for _ in range(count)]
-    for number, mask in enumerate(masks):
-        mask[2 + number % 3 : 5, 3:6, 2:5] = value
-    return masks
 
 
 def sets(**paths):
@@ -113,13 +76,72 @@ def test_another_voxel_size_and_shape_come_to_the_grid_of_the_real_cases(tmp_pat
         assert any(words in each for each in read.warnings)
 
 
-def test_lists_with_other_channels_are_refused_with_both_named(tmp_path):
+def test_lists_with_other_channels_have_no_images_and_keep_their_masks(tmp_path):
     for name, channels in (("real", 2), ("made", 1)):
         (tmp_path / name).mkdir()
         write_list(tmp_path / name, volumes(2, 0, channels), boxes(2))
     lists = sets(real=tmp_path / "real/list.json", synthetic=tmp_path / "made/list.json")
-    with pytest.raises(DataListError, match=r"real/list.json has 2 channels.*made/list.json has 1"):
-        read_sets(lists)
+    read = read_sets(lists)
+    found = read.blocked["image"]
+    assert re.search(r"real/list.json has 2 channels.*made/list.json has 1", found)
+    assert found.rstrip(".") in " ".join(read.warnings)
+    assert not read.sets["real"].valid.any() and float(read.sets["real"].image.max()) == -1
+    assert read.sets["real"].mask.any() and set(read.blocked) == {"image"}
+
+
+def test_a_reference_that_is_the_odd_one_is_left_out_and_the_others_stay(tmp_path):
+    for name, channels, value in (("real", 1, 1), ("two", 2, 1), ("other", 1, 3)):
+        (tmp_path / name).mkdir()
+        write_list(tmp_path / name, volumes(2, 0, channels), boxes(2, value))
+    real = tmp_path / "real/list.json"
+    for name, words in (("two", "has 2; both need the same channels"), ("other", "has 3; both")):
+        odd = sets(real=real, synthetic=real, reference=tmp_path / name / "list.json")
+        read = read_sets(odd)
+        assert set(read.sets) == set(read.lists) == set(read.hashes) == {"real", "synthetic"}
+        assert not read.blocked
+        assert any("the reference was left out" in w and words in w for w in read.warnings)
+
+
+def test_a_case_whose_mask_lies_elsewhere_is_left_out_and_named(tmp_path):
+    path = write_list(tmp_path, volumes(3, 0), boxes(3))
+    grid = Grid.centred(SHAPE, (2.0, 2.0, 5.0))
+    write_volume(tmp_path / "case_001_0001.nii.gz", boxes(1)[0], grid)
+    read = read_sets(sets(real=path, synthetic=path))
+    assert read.sets["real"].names == ("case_000", "case_002")
+    assert [case.name for case in read.lists["real"].cases] == ["case_000", "case_002"]
+    assert any("1 of 3 real cases left out" in w and "case_001" in w for w in read.warnings)
+    for number in (0, 2):
+        write_volume(tmp_path / f"case_00{number}_0001.nii.gz", boxes(1)[0], grid)
+    read = read_sets(sets(real=path, synthetic=path))
+    assert "no mask of" in read.blocked["mask"] and "image" not in read.blocked
+    assert len(read.sets["real"]) == 3 and not read.sets["real"].mask.any()
+    assert read.frame.labels == ()
+
+
+def test_a_constant_image_is_not_judged_and_keeps_its_mask(tmp_path):
+    arrays = volumes(3, 0)
+    arrays[1][:] = 7
+    path = write_list(tmp_path, arrays, boxes(3))
+    read = read_sets(sets(real=path, synthetic=path), intensity="percentile")
+    assert read.sets["real"].valid.flatten(1).any(1).tolist() == [True, False, True]
+    assert read.sets["real"].mask.flatten(1).any(1).all()
+    assert any(
+        "the images of 1 of 3 real cases are not judged (case_001)" in w for w in read.warnings
+    )
+    for array in arrays:
+        array[:] = 7
+    write_list(tmp_path, arrays, boxes(3))
+    read = read_sets(sets(real=path, synthetic=path))
+    assert "is 7 in nearly all voxels" in read.blocked["image"]
+    assert read.sets["real"].mask.any() and not read.sets["real"].valid.any()
+
+
+def test_cases_of_very_different_gain_are_said_to_need_a_scale_of_their_own(tmp_path):
+    arrays = [gain * array for gain, array in zip((1, 2, 8, 20), volumes(4, 0), strict=True)]
+    path = write_list(tmp_path, arrays, boxes(4))
+    lists = sets(real=path, synthetic=path)
+    assert any("--intensity percentile" in text for text in read_sets(lists).warnings)
+    assert not any("percentile" in w for w in read_sets(lists, intensity="percentile").warnings)
 
 
 def test_the_first_channels_of_a_list_can_be_taken(tmp_path):
@@ -135,19 +157,20 @@ def test_the_first_channels_of_a_list_can_be_taken(tmp_path):
     assert one["synthetic"] is lists["synthetic"]
 
 
-def test_lists_with_other_labels_are_refused_unless_the_labels_are_named(tmp_path):
+def test_lists_with_other_labels_have_no_masks_unless_the_labels_are_named(tmp_path):
     for name, value in (("real", 1), ("made", 3)):
         (tmp_path / name).mkdir()
         write_list(tmp_path / name, volumes(2, 0), boxes(2, value))
     lists = sets(real=tmp_path / "real/list.json", synthetic=tmp_path / "made/list.json")
-    with pytest.raises(DataListError, match=r"real/list.json has the labels 1, .*has 3"):
-        read_sets(lists)
+    found = read_sets(lists)
+    assert re.search(r"real/list.json has the labels 1, .*has 3", found.blocked["mask"])
+    assert found.sets["real"].valid.all() and not found.sets["real"].mask.any()
     read = read_sets(lists, labels={"core": 1, "rim": 3})
     assert read.frame.labels == ("core", "rim")
     values = [read.sets[name].mask.unique().tolist() for name in ("real", "synthetic")]
     assert values == [[0, 1], [0, 2]], "labels are numbered in order"
-    with pytest.raises(LabelError, match=r"values \[3\]; allowed are \[0, 1\]"):
-        read_sets(lists, labels={"core": 1})
+    odd = read_sets(lists, labels={"core": 1})
+    assert "values [3]; allowed are [0, 1]" in odd.blocked["mask"]
 
 
 @pytest.mark.parametrize(
@@ -203,8 +226,8 @@ def test_a_raw_data_set_of_nnunet_is_a_list(tmp_path):
     assert chosen.channels == ("PET", "CT") and chosen.labels == {1: "tumour"}
     (tmp_path / "imagesTr" / "la_01_0000.nii.gz").rename(tmp_path / "gone.nii.gz")
     odd = {"real": choose(open_list(tmp_path), "training")}
-    with pytest.raises(DataListError, match="la_01 has 1 channels, la_02 has 2"):
-        read_sets(odd)
+    odd["synthetic"] = odd["real"]
+    assert "la_01 has 1 channels, la_02 has 2" in read_sets(odd).blocked["image"]
 
 
 def test_cases_of_one_name_can_be_told_apart(tmp_path):

@@ -14,6 +14,7 @@ from medvae3d.evaluation.feature_networks import (
     MedicalNet,
     RadImageNet,
     _resnet,
+    depth_of,
     trained_features,
 )
 from medvae3d.evaluation.features import (
@@ -143,6 +144,7 @@ def test_medicalnet_features_are_those_of_the_network_in_the_file(medicalnet):
 def test_weights_of_another_depth_are_refused_with_the_keys(medicalnet):
     with pytest.raises(UnreadableFileError, match=r"resnet18: of \d+ keys, .* missing \(layer1.1"):
         MedicalNet(medicalnet, depth=18)
+    assert MedicalNet(medicalnet).depth == 10, "the depth of the file, if none is named"
     with pytest.raises(SettingError, match="depth is 11; allowed are 10, 18, 34, 50"):
         MedicalNet(medicalnet, depth=11)
 
@@ -157,6 +159,11 @@ def test_files_that_are_no_weights_are_refused(tmp_path):
     torch.save([1, 2], path)
     with pytest.raises(UnreadableFileError, match="hold list, not a state dict"):
         MedicalNet(path)
+
+
+@pytest.mark.parametrize("depth", [10, 18, 34, 50])
+def test_the_depth_of_a_network_is_seen_in_its_weights(depth):
+    assert depth_of(_resnet(depth, 3, 1, "B", False).state_dict()) == depth
 
 
 @pytest.mark.slow
