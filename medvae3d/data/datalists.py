@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from medvae3d.data.volumes import write_bytes
 from medvae3d.errors import DataListError, UnreadableFileError
@@ -264,7 +264,7 @@ def _read_case(entry: Any, split: str, root: Path, where: str) -> Case:
             f"{where} has image {entry.get('image')!r} and label {label!r}; allowed are a path, "
             f"or for the image a list of paths, one a channel. Correct the entry."
         )
-    for file in paths:
+    for file in cast("list[str]", paths):
         try:
             (root / file).lstat()
         except (ValueError, OSError) as error:
