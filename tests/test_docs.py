@@ -93,7 +93,7 @@ def test_a_command_with_an_option_that_is_not_there_is_seen() -> None:
 
 
 @pytest.mark.integration
-@pytest.mark.timeout(1200)  # two minutes of processor time, and several times that beside other work
+@pytest.mark.timeout(1200)  # two minutes of processor time, more beside other work
 @pytest.mark.parametrize("tutorial", TUTORIALS)
 def test_a_tutorial_runs_from_top_to_bottom(tutorial: str, tmp_path: Path) -> None:
     text = (DOCS / "tutorials" / tutorial).read_text(encoding="utf-8")
