@@ -151,9 +151,10 @@ def _errors(trace: Trace, batch: Batch) -> dict[str, Tensor]:
     if "image" in trace.heads:
         real, made = unit(batch["image"]), unit(trace.heads["image"].mode())
         valid = batch.get("valid")
-        seen = torch.ones_like(real) if valid is None else (valid > 0).float().expand_as(real)
-        error = ((made - real).square() * seen).flatten(1).sum(1)
-        found["nmse"] = (error / (real.square() * seen).flatten(1).sum(1)).double()
+        error, norm = (made - real).square(), real.square()
+        if valid is not None:  # not by a product: what was not observed may be NaN
+            error, norm = (torch.where(valid > 0, each, 0.0) for each in (error, norm))
+        found["nmse"] = (error.flatten(1).sum(1) / norm.flatten(1).sum(1)).double()
     if "mask" in trace.heads:
         mode = (trace.heads["mask"].mode() > 0).flatten(1).double()
         mask = (batch["mask"] > 0).flatten(1).double()

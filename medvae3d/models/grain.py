@@ -97,9 +97,13 @@ class Grain(nn.Module):
             valid: 1 where an image was observed; everywhere by default.
 
         Shape:
-            - ``made`` and ``real``: :math:`(N, C, I, J, K)`; ``valid``: :math:`(N, 1, I, J, K)`
+            - ``made`` and ``real``: :math:`(N, C, I, J, K)`; ``valid``: the same, or
+              :math:`(N, 1, I, J, K)`
+
+        A channel that no case has gets no grain.
         """
         seen = torch.ones_like(real[:, :1]) if valid is None else (valid > 0).float()
+        seen = seen.expand_as(real)
         made = made.clamp(-1, 1)
         real = torch.where(seen > 0, real, made)
         # Slow errors are of anatomy, not of grain, and so is what is left at edges of the image.
@@ -107,8 +111,9 @@ class Grain(nn.Module):
         # An error of the decoder is not of the scan: nowhere more than the scan has itself.
         own = _fast(real)
         rough = (_local_mean(real.square()) - _local_mean(real).square()).clamp_min(0)
-        for channel in range(real.shape[1]):
-            kept = (made[:, channel], rough[:, channel], seen[:, 0] > 0)
+        there = [channel for channel in range(real.shape[1]) if bool(seen[:, channel].any())]
+        for channel in there:
+            kept = (made[:, channel], rough[:, channel], seen[:, channel] > 0)
             self.deviation[channel] = torch.minimum(
                 _deviation(left[:, channel], *kept), _deviation(own[:, channel], *kept)
             )
@@ -118,7 +123,7 @@ class Grain(nn.Module):
         unit = left / spread.clamp_min(1e-6) * counted
         # Edges that were missed would otherwise pass for the correlation of noise.
         unit = unit.clamp(-3, 3)
-        for channel in range(real.shape[1]):
+        for channel in there:
             correlation = _correlation(
                 unit[:, channel], counted[:, channel], self.kernel.shape[-1] // 2
             )

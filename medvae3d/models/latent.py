@@ -42,7 +42,7 @@ class LatentModel(nn.Module):
     A batch holds, as far as the model is told to read them:
 
     - ``image``: :math:`(B, C, I, J, K)`, normalised; ``valid``: :math:`(B, C, 1, 1, 1)` or larger,
-      0 where a channel was not observed
+      0 where a channel was not observed; what the image holds there, be it NaN, is never read
     - ``mask``: :math:`(B, 1, I, J, K)`, integer label values; ``mask_valid``:
       :math:`(B, 1, 1, 1, 1)`, 0 where it was not observed
     - ``mask_probability``: :math:`(B, N - 1, I, J, K)`, what the encoder reads in place of ``mask``
@@ -229,7 +229,7 @@ class LatentModel(nn.Module):
             valid = torch.ones_like(image) if valid is None else valid.to(image).expand_as(image)
             if self.training and self.channel_dropout:
                 valid = valid * _kept_channels(valid, 1 - self.channel_dropout, generator)
-            parts += [image * valid, valid]
+            parts += [_seen(image, valid), valid]
         if "mask" in self.inputs:
             mask = batch.get("mask")
             if mask is None:
@@ -246,7 +246,7 @@ class LatentModel(nn.Module):
             labels = batch.get("mask_probability")
             if labels is None:
                 labels = torch.cat([(mask == value).float() for value in self.values[1:]], dim=1)
-            parts += [labels * seen, seen]
+            parts += [_seen(labels, seen), seen]
         if condition.maps is not None:
             parts.append(condition.maps)
         return torch.cat(parts, dim=1).contiguous(memory_format=torch.channels_last_3d)
@@ -407,6 +407,11 @@ def _distributions(heads: Any, features: Tensor) -> dict[str, Any]:
     """One distribution per head, each from its own channels of the features."""
     pieces = features.split([int(head.features) for head in heads.values()], dim=1)
     return {name: head(piece) for (name, head), piece in zip(heads.items(), pieces, strict=True)}
+
+
+def _seen(x: Tensor, valid: Tensor) -> Tensor:
+    """0 where nothing was observed; a product would carry on a NaN that lies there."""
+    return torch.where(valid > 0, x, torch.zeros_like(x))
 
 
 def _kept_channels(valid: Tensor, share: float, generator: torch.Generator | None) -> Tensor:

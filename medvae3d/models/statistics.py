@@ -84,11 +84,13 @@ class TrainingStatistics(nn.Module):
     def fit_references(self, params: Tensor) -> None:
         """Takes the native values of -1 and 1 in the middle case, from ``(N, C, 2)``.
 
-        Volumes made without a host come back in these intensities.
+        Volumes made without a host come back in these intensities. A channel is NaN in cases that
+        lack it, and counts over the others; one that no case has stays as it was.
         """
-        middle = params.to(self.image_low).median(0).values
-        self.image_low.copy_(middle[:, 0])
-        self.image_high.copy_(middle[:, 1])
+        middle = params.to(self.image_low).nanmedian(0).values
+        known = middle.isfinite().all(1)
+        self.image_low[known] = middle[known, 0]
+        self.image_high[known] = middle[known, 1]
 
     @property
     def is_fitted(self) -> bool:

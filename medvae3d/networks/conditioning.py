@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+AIR = -1.0
+"""Normalised intensity of what lies outside of a body."""
+
 
 class AttributeEmbedding(nn.Module):
     r"""Embeds standardised attributes, :math:`e = \mathrm{MLP}(c)`.
@@ -127,7 +130,12 @@ class LesionContext(nn.Module):
         keep = None
         if self.training and self.dropout:
             keep = coin(1 - self.dropout, batch["mask"], generator)
-        return self(batch["mask"], batch.get("context", batch.get("image")), keep), None
+        image = batch.get("context", batch.get("image"))
+        valid = batch.get("valid")
+        if image is not None and valid is not None:
+            # A channel that is missing, and what padding holds, look like air: known, and dark.
+            image = torch.where(valid > 0, image, torch.full_like(image, AIR))
+        return self(batch["mask"], image, keep), None
 
     def forward(
         self, mask: Tensor, image: Tensor | None = None, keep: Tensor | None = None

@@ -111,7 +111,7 @@ class LocationFitter:
             name = str(case.get("case", index))
             masks[name] = torch.as_tensor(case["label"])
             if "image" in case:  # brain-extracted images are above their darkest value inside
-                image = torch.as_tensor(case["image"])[0]
+                image = torch.as_tensor(case["image"])[_first_observed(case)]
                 brains[name] = image > image.min() + 1e-3
         shared = next(iter(brains.values()), None)
         pairs = []
@@ -121,6 +121,14 @@ class LocationFitter:
                 pairs.append((mask, brain))
         if pairs:
             self.statistics.location_map.copy_(fit_location_map(pairs, size))
+
+
+def _first_observed(case: Mapping[str, Any]) -> int:
+    """The first channel that a prepared case has."""
+    if "valid" not in case:
+        return 0
+    there = torch.as_tensor(case["valid"]).flatten(1).amax(1) > 0
+    return int(there.to(torch.uint8).argmax())
 
 
 class IntensityFitter:
@@ -154,9 +162,7 @@ class IntensityFitter:
         ranges = [getattr(image, "meta", {}).get(PARAMS_KEY) for image in images]
         known = [torch.as_tensor(pairs).float() for pairs in ranges if pairs is not None]
         if known:
-            middle = torch.stack(known).median(dim=0).values
-            low.copy_(middle[:, 0])
-            high.copy_(middle[:, 1])
+            self.statistics.fit_references(torch.stack(known))
 
 
 class PriorFitter:
@@ -304,8 +310,8 @@ class GrainFitter:
                 heads = model.decode(model.encode(batch, condition).mean, condition)
                 image = batch["image"]
                 valid = batch.get("valid")
-                seen = torch.ones_like(image[:, :1]) if valid is None else valid[:, :1]
-                seen = seen.expand_as(image[:, :1])
+                seen = torch.ones_like(image) if valid is None else valid.expand_as(image)
+                seen = seen > 0
                 parts.append((heads["image"].mode().float().cpu(), image.cpu(), seen.cpu()))
             made, real, seen = (torch.cat(each) for each in zip(*parts, strict=True))
             model.grain.fit(made, real, seen)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from medvae3d.data.datalists import require_class
+from medvae3d.data.preparation import FILL
 from medvae3d.models.statistics import TrainingStatistics
 from medvae3d.seeding import derive_generator, derive_seed
 
@@ -210,27 +211,38 @@ class CaseLoader:
 
 
 def augment(batch: dict[str, Any], augmentation: Augmentation, generator: torch.Generator) -> None:
-    """Augments image and mask of a batch in place; where the image was observed moves along."""
+    """Augments image and mask of a batch in place; where the image was observed moves along.
+
+    What an image holds where it was not observed becomes air first: interpolation would otherwise
+    carry it, or a NaN, into its neighbours.
+    """
     image = batch["image"]
-    valid = batch.get("valid")
+    valid, channels = batch.get("valid"), image.shape[1]
     if valid is not None:
-        # As one more channel from -1 to 1: what comes in from beyond the border is not observed.
+        image = torch.where(valid > 0, image, torch.full_like(image, FILL))
+        # As further channels from -1 to 1: what comes in from beyond the border is not observed.
         image = torch.cat([image, 2 * valid.expand(-1, -1, *image.shape[2:]) - 1], dim=1)
     changed = augmentation({"image": image, "mask": batch["mask"]}, generator)
     image, batch["mask"] = changed["image"], changed["mask"]
     if valid is not None:
-        image, moved = image[:, :-1], image[:, -1:]
+        image, moved = image[:, :channels], image[:, channels:]
         batch["valid"] = (moved > 0.5).float()
     batch["image"] = image
 
 
 def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Stacks prepared cases into one batch of plain tensors, with the names of its cases."""
+    """Stacks prepared cases into one batch of plain tensors, with the names of its cases.
+
+    ``valid`` says where their images were observed, :math:`(B, C, I, J, K)` if any of them lacks a
+    channel, else :math:`(B, 1, I, J, K)`; it is left out where all of them were, everywhere.
+    """
     masks = torch.stack([torch.as_tensor(item["label"]) for item in items])
     channels = max((len(item["image"]) for item in items if "image" in item), default=1)
     blank = torch.zeros(channels, *masks.shape[2:])
     images = [torch.as_tensor(item["image"]) if "image" in item else blank for item in items]
-    valid = torch.stack([_observed(item, masks[0]) for item in items])
+    seen = [_observed(item, masks[0]) for item in items]
+    rows = max(map(len, seen))
+    valid = torch.stack([each.expand(rows, *each.shape[1:]) for each in seen])
     batch: dict[str, Any] = {
         "image": torch.stack(images).float(),
         "mask": masks.float(),
@@ -244,7 +256,7 @@ def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _observed(item: Mapping[str, Any], like: Tensor) -> Tensor:
-    """Where the image of a case was observed, ``(1, I, J, K)``."""
+    """Where the image of a case was observed, ``(1, I, J, K)``, or ``(C, I, J, K)``."""
     if "image" not in item:
         return torch.zeros(1, *like.shape[1:])
     if "valid" in item:

@@ -281,7 +281,11 @@ class DiscriminatorPlayer(Player):
 
 
 def with_image(batch: Batch) -> dict[str, Any]:
-    """The part of a batch whose cases have an image; a `select` for the second stage."""
+    """The part of a batch whose cases have an image; a `select` for the second stage.
+
+    Padding counts as observed then, since it is the air that a sample has there too; a channel that
+    a case lacks does not: ``valid`` is left in as :math:`(B, C, 1, 1, 1)` where there is one.
+    """
     valid = batch.get("valid")
     if valid is None:
         return dict(batch)
@@ -291,5 +295,7 @@ def with_image(batch: Batch) -> dict[str, Any]:
     if "class" in batch:
         pairs = zip(batch["class"], keep.tolist(), strict=True)
         picked["class"] = [name for name, kept in pairs if kept]
-    picked.pop("valid")
+    channels = (picked.pop("valid").flatten(2).amax(2) > 0).float()[..., None, None, None]
+    if not bool(channels.all()):
+        picked["valid"] = channels
     return {**picked, "case": names}

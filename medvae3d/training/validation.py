@@ -24,10 +24,11 @@ def squared_error(trace: Trace, batch: Batch) -> tuple[Tensor, Tensor]:
     """Squared error and squared norm of the image, ``(B,)`` each, for NMSE."""
     made = trace.heads["image"].mode().float()
     real = batch["image"].float() + 1  # normalised images start at -1: background counts as 0
-    seen = batch.get("valid")
-    seen = torch.ones_like(real) if seen is None else seen.to(real).expand_as(real)
-    error = (seen * (made + 1 - real).square()).flatten(1).sum(1)
-    return error, (seen * real.square()).flatten(1).sum(1)
+    valid = batch.get("valid")
+    error, norm = (made + 1 - real).square(), real.square()
+    if valid is not None:  # not by a product: what was not observed may be NaN
+        error, norm = (torch.where(valid > 0, each, 0.0) for each in (error, norm))
+    return error.flatten(1).sum(1), norm.flatten(1).sum(1)
 
 
 def mask_dice(trace: Trace, batch: Batch) -> Tensor:
