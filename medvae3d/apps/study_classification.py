@@ -138,7 +138,8 @@ def classification(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="endovae, generative_active_learning, self_learning, scanpath or adni.",
+            help="endovae, generative_active_learning, self_learning, scanpath, disc_vae, "
+            "vae_noise_gan, rhvae_small_sample or adni.",
         ),
     ] = None,
     arms: Annotated[
@@ -146,7 +147,8 @@ def classification(
         typer.Option(
             metavar="A,B",
             help="real, classical, copies, noise, shuffled, synthetic, only, selected, random, "
-            "self_learning, retrained, slices_shuffled, samples.",
+            "self_learning, retrained, slices_shuffled, synthetic_shuffled, samples; with the "
+            "generators of a preset also synthetic-NAME.",
         ),
     ] = None,
     n: Annotated[

@@ -1,16 +1,15 @@
 """Generators of a study: one latent model for each class, fitted on the real training images alone.
 
-A generator is a function of `medvae3d.models.zoo`, trained with its bound by the trainer of the
-bundles. After training, the prior that new latents are drawn from and the grain are fitted on the
-same images. Nothing else is seen: neither other classes, nor other splits.
+A generator is a function of `medvae3d.models.zoo`, trained by a recipe, such as its bound, with the
+trainer of the bundles. After training, the prior that new latents are drawn from and the grain are
+fitted on the same images. Nothing else is seen: neither other classes, nor other splits.
 """
 
 from __future__ import annotations
 
 import inspect
-import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,15 +19,16 @@ from torch import Tensor
 from medvae3d.errors import SettingError
 from medvae3d.models import zoo
 from medvae3d.models.latent import Condition, LatentModel
-from medvae3d.objectives.compositions import joint_objective
 from medvae3d.seeding import derive_generator, derive_seed
+from medvae3d.studies.classification.recipes import (
+    RECIPES,
+    fit_prior,
+    posteriors_of,
+    strides_for,
+)
 from medvae3d.studies.classification.tasks import Images
-from medvae3d.training.optimizers import adamw, cosine
-from medvae3d.training.players import ModelPlayer
-from medvae3d.training.trainer import PlayerTrainer
 
-# Posterior draws a case that the prior is fitted on.
-DRAWS = 16
+NOISES = ("prior", "posterior")
 # Fewest images of a class that a generator and its prior can be fitted on.
 FEWEST = 3
 
@@ -45,6 +45,11 @@ class GeneratorSettings:
         batch_size: Images a step.
         learning_rate: Rate of AdamW, falling along half a cosine.
         beta: Final weight of the KL, reached after a fifth of the steps.
+        recipe: How it is trained; see `medvae3d.studies.classification.recipes`.
+        noise: What new images start from: ``prior``, the fitted one or, without one, the standard
+            normal; ``posterior``, that of a training image drawn at random.
+        adversarial_weight: Of the scores of a discriminator, where the recipe has one beside the
+            bound.
     """
 
     function: str = "vae"
@@ -53,8 +58,19 @@ class GeneratorSettings:
     batch_size: int = 16
     learning_rate: float = 2e-3
     beta: float = 1.0
+    recipe: str = "bound"
+    noise: str = "prior"
+    adversarial_weight: float = 0.01
 
     def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("recipe", self.recipe, tuple(RECIPES)),
+            ("noise", self.noise, NOISES),
+        ):
+            if value not in allowed:
+                raise SettingError(
+                    f"generator has {name} {value!r}; allowed are {', '.join(allowed)}."
+                )
         if self.function not in models():
             raise SettingError(
                 f"generator {self.function!r} is no model of the zoo; allowed are "
@@ -76,6 +92,8 @@ class GeneratorSettings:
             **SIZES,
             **self.sizes,
         }
+        if self.function == "dcgan":  # it has no encoder, and so no inputs to choose
+            sizes.pop("inputs")
         model: LatentModel = getattr(zoo, self.function)(shape, **sizes)
         return model
 
@@ -88,6 +106,9 @@ class GeneratorSettings:
             "batch_size": self.batch_size,
             "learning_rate": self.learning_rate,
             "beta": self.beta,
+            "recipe": self.recipe,
+            "noise": self.noise,
+            "adversarial_weight": self.adversarial_weight,
         }
 
 
@@ -105,21 +126,6 @@ def models() -> tuple[str, ...]:
     )
 
 
-def strides_for(shape: list[int], levels: int) -> list[list[int]]:
-    """Stride of each level along each axis: 2 as long as a side is even and above 4.
-
-    Args:
-        shape: Voxels.
-        levels: How many strides.
-    """
-    left, strides = list(shape), []
-    for _ in range(levels):
-        step = [2 if n % 2 == 0 and n > 4 else 1 for n in left]
-        left = [n // s for n, s in zip(left, step, strict=True)]
-        strides.append(step)
-    return strides
-
-
 @dataclass(frozen=True, eq=False)
 class Generator:
     """A fitted model.
@@ -127,10 +133,13 @@ class Generator:
     Attributes:
         model: The model, in evaluation mode.
         seconds: What fitting took.
+        start_from: Means and deviations of the posteriors that new images start from, ``(N, ...)``
+            each; ``None`` for the prior.
     """
 
     model: LatentModel = field(repr=False)
     seconds: float
+    start_from: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
 
     @torch.no_grad()
     def sample(self, count: int, seed: int) -> Tensor:
@@ -139,13 +148,57 @@ class Generator:
         made = []
         for first in range(0, count, 32):
             some = generators[first : first + 32]
-            z = self.model.sample_latent(len(some), generators=some)
+            z = self._latents(some)
             image = self.model.decode(z, Condition())["image"].mode()
             if self.model.grain is not None:
                 grain = [self.model.grain.draw(x, g) for x, g in zip(image, some, strict=True)]
                 image = image + torch.stack(grain)
             made.append(image.clamp_min(-1).contiguous())
         return torch.cat(made)
+
+    def _latents(self, generators: list[torch.Generator]) -> Tensor:
+        if self.start_from is None:
+            return self.model.sample_latent(len(generators), generators=generators)
+        mean, scale = self.start_from
+        rows = [int(torch.randint(len(mean), (), generator=g)) for g in generators]
+        noise = [torch.randn(mean.shape[1:], generator=g) for g in generators]
+        return mean[rows] + scale[rows] * torch.stack(noise)
+
+    @torch.no_grad()
+    def twice(self, seed: int) -> float:
+        """How far two images from one posterior lie apart, over how far those of two do.
+
+        0 where the noise of a posterior changes nothing, about 1 where it is all that counts.
+
+        Raises:
+            SettingError: If images do not start from posteriors.
+        """
+        if self.start_from is None:
+            raise SettingError("images start from a prior. Take the noise 'posterior'.")
+        mean, scale = self.start_from
+        generator = derive_generator(seed, "twice")
+        one, two = (
+            self.model.decode(
+                mean + scale * torch.randn(mean.shape, generator=generator), Condition()
+            )["image"]
+            .mode()
+            .flatten(1)
+            for _ in range(2)
+        )
+        within = (one - two).square().mean(1).sqrt().mean()
+        between = (one - two.roll(1, 0)).square().mean(1).sqrt().mean()
+        return float(within / between)
+
+    @torch.no_grad()
+    def rebuild(self, x: Tensor) -> Tensor:
+        """Images from the means of their posteriors, of the shape of ``x``."""
+        parts = []
+        for part in x.split(32):
+            batch = {"image": part}
+            condition = self.model.condition(batch)
+            mean = self.model.encode(batch, condition).mean
+            parts.append(self.model.decode(mean, condition)["image"].mode())
+        return torch.cat(parts)
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
@@ -177,64 +230,12 @@ def fit_generator(x: Tensor, settings: GeneratorSettings, seed: int) -> Generato
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "generator"))
         model = settings.build(x)
-    objective = joint_objective(beta=settings.beta, warm_up_steps=settings.steps // 5)
-    optimizer = adamw(model, settings.learning_rate)
-    rate = cosine(settings.steps, warm_up=min(20, settings.steps))
-    player = ModelPlayer(model, objective, optimizer, clip_norm=100.0, rate=rate)
-    trainer = PlayerTrainer(
-        "cpu",
-        1,
-        _Batches(x, settings.batch_size, settings.steps, seed),
-        [player],
-        prepare_batch=lambda batch, device, non_blocking: batch,
-        epoch_length=settings.steps,
-        seed=derive_seed(seed, "generator noise"),
-        precision="float32",
-    )
-    # Which step a run of seconds has come to is of no use to anybody.
-    trainer.logger.setLevel(logging.WARNING)
-    if settings.steps:
-        trainer.run()
-    _fit_prior(model.eval(), x, seed)
-    return Generator(model, time.perf_counter() - start)
-
-
-class _Batches:
-    """Batches of images as a function of seed and step."""
-
-    def __init__(self, x: Tensor, size: int, steps: int, seed: int) -> None:
-        self.x, self.size, self.steps, self.seed = x, size, steps, seed
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        for step in range(self.steps):
-            generator = derive_generator(self.seed, "generator batch", step)
-            size = min(self.size, len(self.x))
-            rows = torch.randperm(len(self.x), generator=generator)[:size]
-            image = self.x[rows]
-            # The player counts the cases of a batch by their masks, which these models have not.
-            yield {"image": image, "mask": torch.zeros_like(image[:, :1])}
-
-
-@torch.no_grad()
-def _fit_prior(model: LatentModel, x: Tensor, seed: int) -> None:
-    generator = derive_generator(seed, "generator prior")
-    latents, made = [], []
-    for part in x.split(32):
-        batch = {"image": part}
-        condition = model.condition(batch)
-        posterior = model.encode(batch, condition)
-        latents += [posterior.rsample(generator).flatten(1) for _ in range(DRAWS)]
-        if model.grain is not None:
-            made.append(model.decode(posterior.mean, condition)["image"].mode())
-    z = torch.cat(latents)
-    if model.sampling_prior is not None:
-        model.latent_scale.fill_(float(1 / z.std()))
-        model.sampling_prior.fit(z * model.latent_scale, seed=derive_seed(seed, "prior") % 2**31)
-    if model.grain is not None:
-        model.grain.fit(torch.cat(made), x)
+    RECIPES[settings.recipe](model, x, settings, seed)
+    model.eval()
+    if model.encoder is not None:
+        fit_prior(model, x, seed)
+    start_from = posteriors_of(model, x) if settings.noise == "posterior" else None
+    return Generator(model, time.perf_counter() - start, start_from)
 
 
 @dataclass(frozen=True, eq=False)

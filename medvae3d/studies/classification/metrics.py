@@ -52,6 +52,7 @@ MEASURES = (
     "brier",
 )
 THRESHOLD = 0.5
+ONE = "no interval: one subject"
 NORMAL = float(stats.norm.ppf(0.5 + CONFIDENCE / 2))
 
 
@@ -163,6 +164,9 @@ def measured(
     """
     point, drawn = _over_seeds(y, runs, subject_weights(subjects, seed))
     count = len(set(subjects))
+    if count < 2:
+        # Drawn again and again, one subject is always itself: an interval of no width.
+        return {name: Measure(_or_none(point[name]), n=count, note=ONE) for name in MEASURES}
     found = {
         name: Measure(_or_none(point[name]), *_ends(drawn[name]), n=count) for name in MEASURES
     }
@@ -191,6 +195,9 @@ def compared(
     one, two = (_over_seeds(y, each, weights) for each in (runs, reference))
     count = len(set(subjects))
     found = {}
+    if count < 2:
+        alone = {name: _or_none(one[0][name] - two[0][name]) for name in MEASURES}
+        return {name: Paired(value, None, None, count, None) for name, value in alone.items()}
     for name in MEASURES:
         value, drawn = one[0][name] - two[0][name], one[1][name] - two[1][name]
         low, high = _ends(drawn)

@@ -32,7 +32,8 @@ class Preset:
         n: Numbers of real training cases of each class; ``all`` for as many as there are.
         ratios: Extra cases for each real one.
         classifier: Size and training of all classifiers.
-        generator: Model and training of all generators.
+        generator: Model and training of the generator of ``synthetic`` and ``only``.
+        generators: Further ones by name, for arms such as ``synthetic-NAME``.
         selection: Settings of the arms ``selected`` and ``random``.
         self_learning: Settings of the arms ``self_learning`` and ``retrained``.
         table: How cases of a data list with classes are read.
@@ -48,6 +49,7 @@ class Preset:
     ratios: tuple[float, ...] = (1.0,)
     classifier: ClassifierSettings = field(default_factory=ClassifierSettings)
     generator: GeneratorSettings = field(default_factory=GeneratorSettings)
+    generators: Mapping[str, GeneratorSettings] = field(default_factory=dict)
     selection: SelectionSettings = field(default_factory=SelectionSettings)
     self_learning: SelfLearningSettings = field(default_factory=SelfLearningSettings)
     table: TableForm = field(default_factory=TableForm)
@@ -59,10 +61,26 @@ class Preset:
         return {
             "classifier": self.classifier.to_dict(),
             "generator": self.generator.to_dict(),
+            "generators": {name: each.to_dict() for name, each in self.generators.items()},
             "selection": self.selection.to_dict(),
             "self_learning": self.self_learning.to_dict(),
         }
 
+    def of_arm(self, arm: str) -> GeneratorSettings:
+        """The generator of an arm, by what follows the hyphen of its name."""
+        variant = parts_of(arm)[1]
+        return self.generators[variant] if variant else self.generator
+
+
+def parts_of(arm: str) -> tuple[str, str]:
+    """What an arm is fed with, and the name of its generator; empty for that of the preset."""
+    base, _, variant = arm.partition("-")
+    return base, variant
+
+
+# No grain: sharpness and noise of the decoders themselves are compared.
+BARE: Mapping[str, Any] = {"grain_width": 0}
+NORMAL: Mapping[str, Any] = {**BARE, "components": 0}
 
 DEFAULT = Preset(
     text="all plain arms",
@@ -99,6 +117,68 @@ PRESETS: Mapping[str, Preset] = {
         generator=GeneratorSettings(sizes={"latent_channels": 12}),
         shows=("without_augmentation", "gain_of_both", "balance", "copies", "seeds"),
         after="Elbattah et al., J. Imaging 2021",
+    ),
+    "disc_vae": Preset(
+        text="a VAE in the place of a GAN's generator, beside a VAE and a DCGAN of its size",
+        arms=(REFERENCE, "synthetic", "synthetic-vae", "synthetic-dcgan"),
+        generator=GeneratorSettings(sizes=BARE, recipe="disc_vae"),
+        generators={
+            "vae": GeneratorSettings(sizes=BARE),
+            "dcgan": GeneratorSettings("dcgan", BARE, recipe="gan"),
+        },
+        shows=("sharper", "quality", "gain_of_each", "balance", "copies", "seeds"),
+        after="Rais, Amroune, Haouam, PAIS 2024",
+    ),
+    "vae_noise_gan": Preset(
+        text="a GAN whose noise is the latent of a VAE, from three sources",
+        arms=(
+            REFERENCE,
+            "synthetic",
+            "synthetic-normal",
+            "synthetic-mixture",
+            "synthetic_shuffled",
+        ),
+        generator=GeneratorSettings(
+            "vae_noise_gan", BARE, recipe="noise_gan_posterior", noise="posterior"
+        ),
+        generators={
+            "normal": GeneratorSettings("vae_noise_gan", NORMAL, recipe="noise_gan"),
+            "mixture": GeneratorSettings("vae_noise_gan", BARE, recipe="noise_gan"),
+        },
+        shows=(
+            "gain_of_each",
+            "vanishes",
+            "noise_counts",
+            "quality",
+            "balance",
+            "copies",
+            "seeds",
+        ),
+        after="Ahmad et al., Biomedicines 2022",
+    ),
+    "rhvae_small_sample": Preset(
+        text="a Riemannian VAE a class, beside plain VAEs with three priors",
+        arms=(
+            REFERENCE,
+            "synthetic",
+            "synthetic-normal",
+            "synthetic-mixture",
+            "synthetic-geometric",
+        ),
+        n=("20", "all"),
+        ratios=(1.0, 5.0),
+        generator=GeneratorSettings(
+            "rhvae", {**BARE, "latent_channels": 10, "hidden": 64}, recipe="riemannian"
+        ),
+        generators={
+            "normal": GeneratorSettings(sizes={**NORMAL, "latent_channels": 10}),
+            "mixture": GeneratorSettings(sizes={**BARE, "latent_channels": 10}),
+            "geometric": GeneratorSettings(
+                sizes={**BARE, "latent_channels": 10, "prior": "geometric"}
+            ),
+        },
+        shows=("gain_of_each", "quality", "balance", "copies", "seeds"),
+        after="Chadebec et al., IEEE TPAMI 2022; geometric sampling after arXiv:2209.07370",
     ),
     "adni": Preset(
         text="Alzheimer's disease against cognitively normal, for those who have ADNI and AIBL",

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
 
 
+CONTROLS: Mapping[str, str] = {"selected": "random"}
+"""Arms that are also compared with another one, at the same number and ratio."""
+
+
 @dataclass(frozen=True, eq=False)
 class Arm:
     """All seeds of one arm at one number of real cases and one ratio.
@@ -41,6 +45,8 @@ class Arm:
         measures: Every measure with its interval.
         against: Differences to the reference; empty for the reference itself.
         cells: Contents of the files of the cells.
+        against_control: Differences to the control of this arm, such as random images for selected
+            ones; empty without one.
     """
 
     n: int
@@ -50,6 +56,7 @@ class Arm:
     measures: Mapping[str, Measure] = field(repr=False)
     against: Mapping[str, Paired] = field(repr=False)
     cells: tuple[Mapping[str, Any], ...] = field(repr=False)
+    against_control: Mapping[str, Paired] = field(default_factory=dict, repr=False)
 
 
 def arms_of(
@@ -78,15 +85,31 @@ def arms_of(
     found: list[Arm] = []
     for (n, ratio, name), results in runs.items():
         p = np.asarray([result["p"] for _, result in results], dtype=np.float64)
-        base = dict(runs.get((n, 0.0, reference), []))
-        against: dict[str, Paired] = {}
-        # Only seeds that both have: the first weights are the same then.
-        shared = [i for i, (number, _) in enumerate(results) if number in base]
-        if name != reference and shared:
+
+        def against(
+            key: tuple[int, float, str], results: Any = results, p: Array = p
+        ) -> dict[str, Paired]:
+            base = dict(runs.get(key, []))
+            # Only seeds that both have: the first weights are the same then.
+            shared = [i for i, (number, _) in enumerate(results) if number in base]
+            if not shared:
+                return {}
             other = [base[results[i][0]]["p"] for i in shared]
-            against = compared(y, p[shared], np.asarray(other), subjects, seed)
+            return compared(y, p[shared], np.asarray(other), subjects, seed)
+
         contents = tuple(result for _, result in results)
-        found.append(Arm(n, ratio, name, p, measured(y, p, subjects, seed), against, contents))
+        found.append(
+            Arm(
+                n,
+                ratio,
+                name,
+                p,
+                measured(y, p, subjects, seed),
+                {} if name == reference else against((n, 0.0, reference)),
+                contents,
+                against((n, ratio, CONTROLS[name])) if name in CONTROLS else {},
+            )
+        )
     return _corrected(found)
 
 

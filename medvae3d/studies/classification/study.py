@@ -31,7 +31,12 @@ from medvae3d.studies.cells import (
     wait_for,
 )
 from medvae3d.studies.classification.metrics import MEASURES, are_clustered, measured
-from medvae3d.studies.classification.presets import REFERENCE, Preset, preset_of
+from medvae3d.studies.classification.presets import (
+    REFERENCE,
+    Preset,
+    parts_of,
+    preset_of,
+)
 from medvae3d.studies.classification.results import Arm, arms_of, plot_roc, rows_of
 from medvae3d.studies.classification.shown import markdown, section
 from medvae3d.studies.classification.tasks import Images, Task, simplest_rule
@@ -124,9 +129,7 @@ def classification_study(
     chosen = _chosen(preset or preset_of(options.preset), options)
     if samples is not None and "samples" not in chosen.arms:
         chosen = replace(chosen, arms=(*chosen.arms, "samples"))
-    unknown = [arm for arm in chosen.arms if arm not in ARMS]
-    if unknown:
-        raise SettingError(f"--arms has {unknown[0]!r}; allowed are {', '.join(ARMS)}. Correct it.")
+    _require_arms(chosen)
     by_validation = [arm for arm in chosen.arms if arm in BY_VALIDATION]
     if by_validation and options.split == "validation":
         raise SettingError(
@@ -182,9 +185,25 @@ def _chosen(preset: Preset, options: ClassificationOptions) -> Preset:
     if options.steps is not None:
         changed = replace(changed, classifier=changed.classifier.with_steps(options.steps))
     if options.generator_steps is not None:
-        generator = replace(changed.generator, steps=options.generator_steps)
-        changed = replace(changed, generator=generator)
+        steps = options.generator_steps
+        changed = replace(
+            changed,
+            generator=replace(changed.generator, steps=steps),
+            generators={k: replace(v, steps=steps) for k, v in changed.generators.items()},
+        )
     return changed
+
+
+def _require_arms(chosen: Preset) -> None:
+    for arm in chosen.arms:
+        base, variant = parts_of(arm)
+        has_generator = base in ("synthetic", "synthetic_shuffled", "only")
+        known = chosen.generators if has_generator else ()
+        if base not in ARMS or (variant and variant not in known) or arm.endswith("-"):
+            more = [f"synthetic-{name}" for name in chosen.generators]
+            raise SettingError(
+                f"--arms has {arm!r}; allowed are {', '.join((*ARMS, *more))}. Correct it."
+            )
 
 
 def _require_samples(samples: Images | None, count: int) -> None:
@@ -213,6 +232,7 @@ def _number(text: str, most: int) -> int:
 
 def _ratios(arm: str, ratios: Sequence[float]) -> Sequence[float]:
     # Cycles say themselves how much they keep, at most as much as there is.
+    arm = parts_of(arm)[0]
     return (0.0,) if arm in WITHOUT_EXTRA else (1.0,) if arm in IN_CYCLES else ratios
 
 

@@ -7,6 +7,8 @@ Arms, all with the same classifier, number of steps, seeds and balance of classe
 - ``copies``, ``noise``: ``classical`` with copies of real cases, or with noise that has a class;
 - ``shuffled``: ``classical`` with classes dealt out anew: nothing can be learned;
 - ``synthetic``, ``only``: ``classical`` with images of one generator a class, or these alone;
+  ``synthetic-NAME`` with those of another generator of the preset;
+- ``synthetic_shuffled``: the same of generators whose images had their classes dealt out anew;
 - ``samples``: ``classical`` with samples of any bundle, cut as real cases are;
 - ``selected``, ``random``: ``classical`` with images kept in cycles, or drawn at random;
 - ``self_learning``, ``retrained``: with VAE images labelled by the classifier itself, in rounds, or
@@ -27,7 +29,6 @@ import torch
 from torch import Tensor, nn
 
 from medvae3d.data.volumes import write_bytes
-from medvae3d.evaluation.cases import Cases
 from medvae3d.evaluation.privacy import copy_check
 from medvae3d.seeding import derive_generator, derive_seed
 from medvae3d.studies.cells import Cell
@@ -39,14 +40,17 @@ from medvae3d.studies.classification.classifiers import (
 )
 from medvae3d.studies.classification.generators import fit_generator, fit_generators
 from medvae3d.studies.classification.metrics import MEASURES, scores
-from medvae3d.studies.classification.presets import Preset
+from medvae3d.studies.classification.presets import Preset, parts_of
+from medvae3d.studies.classification.quality import as_cases, quality_of
 from medvae3d.studies.classification.selection import Tools, select
 from medvae3d.studies.classification.self_learning import learn
 from medvae3d.studies.classification.sequences import shuffle_slices
 from medvae3d.studies.classification.tasks import Images, Task, balanced, shuffled
 
 WITHOUT_EXTRA = ("real", "classical", "shuffled", "retrained", "slices_shuffled")
-WITH_RATIO = ("copies", "noise", "synthetic", "only", "samples", "self_learning")
+WITH_RATIO = (
+    "copies", "noise", "synthetic", "synthetic_shuffled", "only", "samples", "self_learning",
+)  # fmt: skip
 # At most as many synthetic images as real ones.
 IN_CYCLES = ("selected", "random")
 ARMS = (*WITHOUT_EXTRA, *WITH_RATIO, *IN_CYCLES)
@@ -123,7 +127,7 @@ class Work:
         extra, facts = self._extra(cell, real)
         if cell.arm == "shuffled":
             real = shuffled(real, cell.seed)
-        is_only = cell.arm == "only"
+        is_only = parts_of(cell.arm)[0] == "only"
         return (
             Mixture(
                 None if is_only else real,
@@ -141,7 +145,7 @@ class Work:
             return real[torch.cat([rows, rows + cell.n])], {}
         if cell.arm == "noise":
             return noise_like(real, count, cell.seed), {}
-        if cell.arm in ("synthetic", "only"):
+        if parts_of(cell.arm)[0] in ("synthetic", "synthetic_shuffled", "only"):
             made, facts = self._synthetic(cell, real)
             return balanced(made, count), facts
         if cell.arm == "samples" and self.design.samples is not None:
@@ -164,16 +168,21 @@ class Work:
     # -- synthetic images -------------------------------------------------------------------------
 
     def _synthetic(self, cell: Cell, real: Images) -> tuple[Images, dict[str, Any]]:
-        """Images for the largest ratio, made once for each number of cases and seed."""
+        """Images for the largest ratio, made once for each generator, number of cases and seed."""
         count = max(1, round(cell.n * self.design.most_ratio))
-        path = self.design.folder / "synthetic" / f"n{cell.n}_s{cell.seed}_{count}.pt"
+        base, variant = parts_of(cell.arm)
+        kind = "_shuffled" * (base == "synthetic_shuffled") + f"_{variant}" * bool(variant)
+        path = self.design.folder / "synthetic" / f"n{cell.n}_s{cell.seed}_{count}{kind}.pt"
         if not path.is_file():
             seed = derive_seed(cell.seed, "synthetic")
-            generators = fit_generators(real, self.preset.generator, seed)
+            if base == "synthetic_shuffled":
+                real = shuffled(real, cell.seed)
+            generators = fit_generators(real, self.preset.of_arm(cell.arm), seed)
             made = generators.sample(count, seed)
             facts = {
                 "generator_seconds": round(generators.seconds, 2),
                 "copies": copying(made, real, self.unseen),
+                "quality": quality_of(generators, made, real, self.unseen, seed),
             }
             write_tensors(path, {"x": made.x, "y": made.y, "facts": facts})
         state = torch.load(path, weights_only=True)
@@ -250,18 +259,12 @@ def noise_like(real: Images, count: int, seed: int) -> Images:
 
 def copying(made: Images, real: Images, unseen: Images) -> dict[str, float]:
     """Share of images that are nearer to a training image than those are to each other."""
-    found = copy_check(_as_cases(made.x), _as_cases(real.x), _as_cases(unseen.x))
+    found = copy_check(as_cases(made.x), as_cases(real.x), as_cases(unseen.x))
     rows = found["rows"]["image"]
     return {
         "samples": float(rows["share of samples below"]),
         "unseen": float(rows["share of unseen below"]),
     }
-
-
-def _as_cases(x: Tensor) -> Cases:
-    nothing = torch.zeros_like(x[:, :1])
-    names = tuple(str(index) for index in range(len(x)))
-    return Cases(x, nothing, nothing + 1, nothing, names)
 
 
 def write_tensors(path: Path, content: Mapping[str, Any]) -> None:

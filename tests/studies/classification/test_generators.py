@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -11,8 +13,10 @@ from medvae3d.studies.classification.generators import (
     fit_generator,
     fit_generators,
     models,
-    strides_for,
 )
+from medvae3d.studies.classification.presets import PRESETS, parts_of
+from medvae3d.studies.classification.quality import quality_of, step_size
+from medvae3d.studies.classification.recipes import RECIPES, strides_for
 from medvae3d.studies.classification.work import copying, noise_like
 
 SIZES = {"channels": (4, 8), "latent_channels": 4}
@@ -79,3 +83,79 @@ def test_copies_are_found_and_noise_is_none(balls):
     assert copying(noise, real, unseen)["samples"] == 0.0
     assert noise.y.tolist() == [0] * 5 + [1] * 5
     assert float(noise.x.mean()) == pytest.approx(float(real.x.mean()), abs=0.05)
+
+
+BARE = {"channels": (4, 8), "latent_channels": 3, "grain_width": 0}
+HOW = {
+    "bound": GeneratorSettings(sizes=BARE),
+    "riemannian": GeneratorSettings("rhvae", {**BARE, "hidden": 8}, recipe="riemannian"),
+    "disc_vae": GeneratorSettings(sizes=BARE, recipe="disc_vae"),
+    "gan": GeneratorSettings("dcgan", BARE, recipe="gan"),
+    "noise_gan": GeneratorSettings("vae_noise_gan", BARE, recipe="noise_gan"),
+    "noise_gan_posterior": GeneratorSettings(
+        "vae_noise_gan", BARE, recipe="noise_gan_posterior", noise="posterior"
+    ),
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_trains_and_gives_the_same_images_for_the_same_seed(balls, recipe):
+    settings = replace(HOW[recipe], steps=4, batch_size=4)
+    x = balls.training(6, 0).of_class(0)
+    one, two = (fit_generator(x, settings, 5) for _ in range(2))
+    made = one.sample(3, 1)
+    assert made.shape == (3, *x.shape[1:]) and bool(torch.isfinite(made).all())
+    assert torch.equal(made, two.sample(3, 1))
+    assert not torch.equal(made, one.sample(3, 2))
+
+
+def test_a_discriminator_of_no_weight_leaves_the_vae_as_it_is_bit_for_bit(balls):
+    x = balls.training(6, 0).of_class(1)
+    settings = replace(HOW["disc_vae"], steps=6, adversarial_weight=0.0)
+    one = fit_generator(x, settings, 3)
+    two = fit_generator(x, replace(HOW["bound"], steps=6), 3)
+    assert torch.equal(one.sample(4, 0), two.sample(4, 0))
+    weighed = fit_generator(x, replace(settings, adversarial_weight=1.0), 3)
+    assert not torch.equal(weighed.sample(4, 0), two.sample(4, 0))
+
+
+def test_the_encoder_rests_while_the_gan_of_its_noise_learns(balls):
+    x = balls.training(6, 0).of_class(0)
+    settings = replace(HOW["noise_gan_posterior"], steps=4)
+    first = fit_generator(x, settings, 0)
+    longer = fit_generator(x, replace(settings, steps=4), 0)
+    assert torch.equal(first.encode(x), longer.encode(x))
+    assert first.start_from is not None and first.twice(0) > 0
+    with pytest.raises(SettingError, match="start from a prior"):
+        fit_generator(x, replace(HOW["bound"], steps=2), 0).twice(0)
+
+
+def test_generators_of_one_preset_have_decoders_of_one_size(balls):
+    x = balls.training(3, 0).of_class(0)
+    for name in ("disc_vae", "vae_noise_gan", "rhvae_small_sample"):
+        preset = PRESETS[name]
+        sizes = {
+            sum(p.numel() for p in preset.of_arm(arm).build(x).decoder.parameters())
+            for arm in preset.arms
+            if parts_of(arm)[0].startswith("synthetic")
+        }
+        assert len(sizes) == 1, name
+
+
+def test_quality_tells_smooth_images_from_sharp_ones(balls):
+    real = balls.training(6, 0)
+    assert step_size(torch.zeros(2, 1, 4, 4, 1)) == 0
+    ramp = torch.arange(4.0).view(1, 1, 4, 1, 1).expand(1, 1, 4, 4, 1)
+    assert step_size(ramp) == pytest.approx(0.5)
+    generators = fit_generators(real, replace(HOW["bound"], steps=3), 0)
+    made = generators.sample(6, 0)
+    found = quality_of(generators, made, real, balls.training(4, 1), 0)
+    assert 0 < found["sharpness"] < 1 and found["twice"] is None and found["psnr"] > 0
+    assert quality_of(generators, real, real, real, 0)["sharpness"] == 1
+
+
+def test_unknown_recipes_and_noises_are_named():
+    with pytest.raises(SettingError, match="recipe 'gann'; allowed are bound"):
+        GeneratorSettings(recipe="gann")
+    with pytest.raises(SettingError, match="noise 'white'; allowed are prior, posterior"):
+        GeneratorSettings(noise="white")

@@ -136,3 +136,11 @@ def test_all_pairs_in_order_have_no_interval_and_say_so():
     found = metrics.measured([0, 0, 1, 1], [0.1, 0.2, 0.8, 0.9], list("abcd"))["auc"]
     assert (found.value, found.low, found.high) == (1.0, None, None)
     assert "in order" in found.note
+
+
+def test_one_subject_has_no_interval_and_no_p_value():
+    y, p = [0, 1, 0, 1], [[0.2, 0.6, 0.7, 0.9]]
+    found = metrics.measured(y, p, ["a"] * 4)["auc"]
+    assert found.value == 0.75 and found.low is None and found.note == "no interval: one subject"
+    other = metrics.compared(y, p, [[0.5, 0.4, 0.3, 0.9]], ["a"] * 4)["auc"]
+    assert other.difference == 0 and other.low is None and other.p is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +18,7 @@ from medvae3d.errors import DataListError, SettingError
 from medvae3d.studies.cells import Cell
 from medvae3d.studies.classification import generators, work
 from medvae3d.studies.classification.classifiers import ClassifierSettings
-from medvae3d.studies.classification.presets import DEFAULT, PRESETS, preset_of
+from medvae3d.studies.classification.presets import DEFAULT, PRESETS, parts_of, preset_of
 from medvae3d.studies.classification.results import mean_roc
 from medvae3d.studies.classification.self_learning import SelfLearningSettings
 from medvae3d.studies.classification.shown import SHOWS
@@ -27,12 +28,20 @@ from medvae3d.studies.classification.work import ARMS, Design, Work
 SIZES = {"channels": (4, 8), "latent_channels": 3}
 
 
+def small(settings):
+    """A generator with next to no size and steps; what makes it what it is stays."""
+    kept = {k: v for k, v in settings.sizes.items() if k in ("components", "prior", "grain_width")}
+    extra = {"hidden": 8} if settings.function == "rhvae" else {}
+    return replace(settings, sizes={**kept, **SIZES, **extra}, steps=4, batch_size=4)
+
+
 def tiny(preset, steps=2):
     """A preset with next to no steps."""
     return replace(
         preset,
         classifier=replace(preset.classifier, channels=(4, 8), steps=steps, batch_size=4),
-        generator=replace(preset.generator, sizes=SIZES, steps=2, batch_size=4),
+        generator=small(preset.generator),
+        generators={name: small(each) for name, each in preset.generators.items()},
         selection=replace(preset.selection, cycles=2, growth=0.5, tolerance=1.0),
         self_learning=SelfLearningSettings(threshold=0.500001, rounds=2),
     )
@@ -57,7 +66,8 @@ def cell_of(folder, name):
 
 def test_every_preset_names_arms_and_claims_that_exist():
     for preset in (DEFAULT, *PRESETS.values()):
-        assert set(preset.arms) <= set(ARMS)
+        assert {parts_of(arm)[0] for arm in preset.arms} <= set(ARMS)
+        assert {parts_of(arm)[1] for arm in preset.arms} <= {"", *preset.generators}
         assert set(preset.shows) <= set(SHOWS)
         assert preset.seeds >= (3 if preset is DEFAULT else 5)
         json.dumps(preset.to_dict())
@@ -183,6 +193,47 @@ def test_self_learning_shows_rounds_noise_of_labels_and_slice_order(task, tmp_pa
         for name in ("n4_r1_self_learning_s0", "n4_r0_retrained_s0")
     ]
     assert first[0] == first[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "claims"),
+    [
+        ("disc_vae", ("sharper", "decoders of one size", "images of dcgan do better")),
+        ("vae_noise_gan", ("dealt out anew do not help", "two draws", "images of normal do")),
+        ("rhvae_small_sample", ("images of geometric do better", "images of the system do")),
+    ],
+)
+def test_presets_of_generators_show_what_they_have_to(task, tmp_path, name, claims):
+    preset = PRESETS[name]
+    _, study = run(task, tmp_path / "s", preset, ratios=(1.0,))
+    said = {verdict["claim"]: verdict["light"] for verdict in study["shown"]["verdicts"]}
+    for words in claims:
+        assert any(words in claim for claim in said), words
+    arms = [arm for arm in preset.arms if arm != "classical"]
+    table = study["shown"]["tables"]["Images of the generators"]
+    assert len(table) == len(arms)
+    kinds = len({arm.replace("synthetic_shuffled", "") for arm in arms})
+    copies = [claim for claim in said if "no copies" in claim]
+    assert len(copies) == kinds - (name == "vae_noise_gan")
+    assert said["all generators have decoders of one size"] == "green"
+    assert len(list((tmp_path / "s" / "synthetic").iterdir())) == len(arms)
+
+
+def test_an_arm_of_a_generator_that_the_preset_lacks_is_refused(task, tmp_path):
+    options = ClassificationOptions(arms=("synthetic-dcgan",), n=("4",))
+    with pytest.raises(SettingError, match="--arms has 'synthetic-dcgan'"):
+        classification_study(task, tmp_path / "s", options)
+    options = ClassificationOptions("disc_vae", arms=("copies-vae",), n=("4",))
+    with pytest.raises(SettingError, match="allowed are .*synthetic-vae, synthetic-dcgan"):
+        classification_study(task, tmp_path / "s", options)
+
+
+def test_selection_is_compared_with_its_control_over_subjects(task, tmp_path):
+    _, study = run(task, tmp_path / "s", PRESETS["generative_active_learning"])
+    verdicts = {v["claim"]: v for v in study["shown"]["verdicts"]}
+    found = verdicts["selection does better than random images of the same number (n = 4)"]
+    assert re.fullmatch(r"AUC [+-].*\([+-].* to [+-].*\)", found["found"])
+    assert "95 % interval of the difference" in found["rule"]
 
 
 def test_what_cells_share_can_be_sent_to_other_processes(task, tmp_path):
