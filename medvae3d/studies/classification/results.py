@@ -85,19 +85,9 @@ def arms_of(
     found: list[Arm] = []
     for (n, ratio, name), results in runs.items():
         p = np.asarray([result["p"] for _, result in results], dtype=np.float64)
-
-        def against(
-            key: tuple[int, float, str], results: Any = results, p: Array = p
-        ) -> dict[str, Paired]:
-            base = dict(runs.get(key, []))
-            # Only seeds that both have: the first weights are the same then.
-            shared = [i for i, (number, _) in enumerate(results) if number in base]
-            if not shared:
-                return {}
-            other = [base[results[i][0]]["p"] for i in shared]
-            return compared(y, p[shared], np.asarray(other), subjects, seed)
-
-        contents = tuple(result for _, result in results)
+        of = dict(results)
+        against = {} if name == reference else dict(runs.get((n, 0.0, reference), []))
+        control = dict(runs.get((n, ratio, CONTROLS[name]), [])) if name in CONTROLS else {}
         found.append(
             Arm(
                 n,
@@ -105,12 +95,30 @@ def arms_of(
                 name,
                 p,
                 measured(y, p, subjects, seed),
-                {} if name == reference else against((n, 0.0, reference)),
-                contents,
-                against((n, ratio, CONTROLS[name])) if name in CONTROLS else {},
+                _compared(y, of, against, subjects, seed),
+                tuple(of.values()),
+                _compared(y, of, control, subjects, seed),
             )
         )
     return _corrected(found)
+
+
+def _compared(
+    y: Sequence[int],
+    cells: Mapping[int, Mapping[str, Any]],
+    others: Mapping[int, Mapping[str, Any]],
+    subjects: Sequence[str],
+    seed: int,
+) -> dict[str, Paired]:
+    """Differences over the seeds that both have: the first weights are the same then."""
+    shared = [number for number in cells if number in others]
+    if not shared:
+        return {}
+    p, q = (
+        np.asarray([each[number]["p"] for number in shared], dtype=np.float64)
+        for each in (cells, others)
+    )
+    return compared(y, p, q, subjects, seed)
 
 
 def _corrected(arms: list[Arm]) -> list[Arm]:

@@ -83,11 +83,16 @@ def _shown(measure: Measure) -> str:
 
 def _controls(made: Section, arms: Sequence[Arm], classes: Sequence[str]) -> None:
     claim = "nothing is learned from classes dealt out anew"
-    rule = "green if the 95 % interval of the AUC holds 0.5; else cases leak, or there are few"
+    rule = (
+        "green if the 95 % interval of the AUC holds 0.5; else cases leak, or there are few; grey "
+        "without an interval"
+    )
     for arm in named(arms, "shuffled"):
         auc = arm.measures["auc"]
-        holds = auc.low is not None and auc.high is not None and auc.low <= 0.5 <= auc.high
-        light = Light.GREEN if holds else Light.AMBER
+        if auc.low is None or auc.high is None:
+            light = Light.GREY
+        else:
+            light = Light.GREEN if auc.low <= 0.5 <= auc.high else Light.AMBER
         made.verdicts.append(Verdict(f"{claim} ({where_of(arm)})", light, _shown(auc), rule))
     if named(arms, "noise"):
         difference(made, arms, "noise", "noise with a class does better than none")
@@ -177,13 +182,17 @@ def _share(made: Section, arms: Sequence[Arm], classes: Sequence[str]) -> None:
 
 def _slice_order(made: Section, arms: Sequence[Arm], classes: Sequence[str]) -> None:
     claim = "the order of slices does not matter"
-    rule = "red if the 95 % interval of the difference leaves out 0, amber else: it is not shown"
+    rule = (
+        "red if the 95 % interval of the difference leaves out 0, amber else: it is not shown; "
+        "grey without an interval"
+    )
     found = [arm for arm in named(arms, "slices_shuffled") if "auc" in arm.against]
     if not found:
         not_done(made, claim, "slices_shuffled")
     for arm in found:
         paired = arm.against["auc"]
-        light = Light.AMBER if light_of(paired) is Light.AMBER else Light.RED
+        light = light_of(paired)
+        light = light if light in (Light.AMBER, Light.GREY) else Light.RED
         made.verdicts.append(
             Verdict(f"{claim} ({where_of(arm)})", light, f"shuffled: {words_of(paired)}", rule)
         )

@@ -30,21 +30,21 @@ def copies(made: Section, arms: Sequence[Arm], classes: Sequence[str]) -> None:
         f"green if the share nearer to a training case than 1 in 100 of these to another is at "
         f"most {MOST_COPIES:.0%}"
     )
-    known: dict[str, Arm] = {}
+    known: dict[tuple[str, int], Arm] = {}
     for arm in arms:
         base, variant = parts_of(arm.name)
         if base in ("synthetic", "only") and "copies" in arm.cells[0]:
-            # Arms of one generator have the same images.
-            known.setdefault(variant, arm)
+            # Arms of one generator and number of cases have the same images.
+            known.setdefault((variant, arm.n), arm)
     if not known:
         not_done(made, claim, "synthetic")
-    for variant, arm in known.items():
+    for (variant, n), arm in known.items():
         shares = [[cell["copies"][k] for k in ("samples", "unseen")] for cell in arm.cells]
         made_share, unseen = np.mean(shares, axis=0)
         light = Light.GREEN if made_share <= MOST_COPIES else Light.RED
         words = f"{made_share:.1%} of synthetic and {unseen:.1%} of unseen real cases"
-        of = f" ({variant})" if variant else ""
-        made.verdicts.append(Verdict(f"{claim}{of}", light, words, rule))
+        of = f"{variant}, " if variant else ""
+        made.verdicts.append(Verdict(f"{claim} ({of}n = {n})", light, words, rule))
 
 
 def gain_of_each(made: Section, arms: Sequence[Arm], classes: Sequence[str]) -> None:

@@ -219,6 +219,19 @@ def test_presets_of_generators_show_what_they_have_to(task, tmp_path, name, clai
     assert len(list((tmp_path / "s" / "synthetic").iterdir())) == len(arms)
 
 
+def test_one_unseen_subject_gives_no_light_but_grey_on_what_needs_an_interval(make_balls, tmp_path):
+    alone = make_balls(training=5, unseen=1, cases=4)
+    preset = replace(
+        DEFAULT,
+        arms=("classical", "shuffled", "noise", "only", "slices_shuffled"),
+        shows=("controls", "only_above_chance", "slice_order"),
+    )
+    _, study = run(alone, tmp_path / "s", preset)
+    verdicts = study["shown"]["verdicts"]
+    assert len(verdicts) == 4
+    assert {verdict["light"] for verdict in verdicts} == {"grey"}
+
+
 def test_an_arm_of_a_generator_that_the_preset_lacks_is_refused(task, tmp_path):
     options = ClassificationOptions(arms=("synthetic-dcgan",), n=("4",))
     with pytest.raises(SettingError, match="--arms has 'synthetic-dcgan'"):
