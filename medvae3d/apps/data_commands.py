@@ -96,13 +96,14 @@ def _case_row(case: CaseReport) -> tuple[Any, ...]:
     # Many lesions say little one by one: the three largest, and how many there are besides.
     lesions = [text_of(volume) for volume in case.lesions_ml[:3]]
     more = len(case.lesions_ml) - len(lesions)
+    count, lacking = len(case.channels), case.channels.count(None)
     return (
         case.case,
         case.split,
         times(case.shape),
         times(case.spacing_mm),
         case.axcodes,
-        len(case.channels),
+        f"{count - lacking} of {count}" if lacking else count,
         "none" if case.labels is None else case.labels,
         case.lesion_count,
         ", ".join(lesions) + (f" and {more} more" if more > 0 else ""),

@@ -22,7 +22,7 @@ from medvae3d.apps.export_cases import (
 )
 from medvae3d.apps.export_dicom import DicomWriter
 from medvae3d.apps.export_shards import SHARD_CASES, ShardWriter
-from medvae3d.data.datalists import Case, DataList
+from medvae3d.data.datalists import Case, DataList, require_all_channels
 from medvae3d.data.staging import require_new_folder, staged_folder
 from medvae3d.data.volumes import label_values, read_mask, write_bytes, write_volume
 from medvae3d.errors import DataListError, SettingError
@@ -68,6 +68,7 @@ def export(
     if format not in FORMATS:
         raise SettingError(f"--format is {format!r}; allowed are {', '.join(FORMATS)}.")
     names = tuple(channels or channel_names(datalist.info))
+    require_all_channels(datalist, f"--format {format}")
     for case in datalist:
         if len(case.image) != len(names):
             raise DataListError(

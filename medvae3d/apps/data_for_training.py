@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from medvae3d.data.attributes import CLASS
-from medvae3d.data.datalists import DataList, require_class
+from medvae3d.data.datalists import DataList, require_all_channels, require_class
 from medvae3d.data.integrity import CaseReport, IntegrityReport, check
 from medvae3d.data.intensity import intensity_from_config
 from medvae3d.errors import DataListError, IntensityError, UnreadableFileError
@@ -63,12 +63,15 @@ def require_trainable(
             f"{datalist.path} has masks alone under 'training'; at least one case with an image is "
             f"needed. Add one."
         )
+    if "patch_loader" in json.dumps(settings.get("train", {})):
+        require_all_channels(cases, "training on patches")
     if report is None:
         report = check(datalist, values=list(settings["labels"].values()))
     _require_clean(report)
-    for found in report.cases:
-        if found.split in READ_IN_TRAINING and found.channels:
-            _require_channels(found, settings["channels"])
+    read = [each for each in report.cases if each.split in READ_IN_TRAINING and each.channels]
+    for found in read:
+        _require_channels(found, settings["channels"])
+    _require_each(datalist, [each for each in read if each.split == "training"], settings)
     others = [f for f in (*report.unreadable, *report.findings) if not _is_fatal(report, f)]
     return [f"note: {finding.text}" for finding in others]
 
@@ -94,6 +97,29 @@ def _is_fatal(report: IntegrityReport, finding: Any) -> bool:
     return is_read and (finding in report.unreadable or finding.kind in FATAL)
 
 
+def _require_each(
+    datalist: DataList, cases: Sequence[CaseReport], settings: Mapping[str, Any]
+) -> None:
+    """Refuses channels that no training case has, and cases that have none of those that are read.
+
+    Raises:
+        DataListError: If there is one.
+    """
+    channels = settings["channels"]
+    for number, channel in enumerate(channels):
+        if cases and all(case.channels[number] is None for case in cases):
+            raise DataListError(
+                f"{datalist.path}: channel {number} ({channel['name']}) is null in every training "
+                f"case; at least one has to have it. Add one, or train on the other channels."
+            )
+    for case in cases:
+        if all(item is None for item in case.channels[: len(channels)]):
+            raise DataListError(
+                f"{datalist.path}: case {case.case} has none of the {len(channels)} channels that "
+                f"the model reads. Take it out, or add one of them."
+            )
+
+
 def _require_channels(case: CaseReport, channels: list[Mapping[str, Any]]) -> None:
     """Refuses too few channels, and ranges that cannot be of the expected unit."""
     if len(case.channels) < len(channels):
@@ -103,6 +129,8 @@ def _require_channels(case: CaseReport, channels: list[Mapping[str, Any]]) -> No
             f"{names}. List one file a channel, in this order."
         )
     for item, channel in zip(case.channels, channels, strict=False):
+        if item is None:
+            continue
         scheme = intensity_from_config(channel["intensity"])
         if scheme.kind == "percentile":
             continue  # it is judged by all voxels, not by the range

@@ -17,6 +17,7 @@ from medvae3d.data.datalists import (
     DataList,
     read_datalist,
     read_json,
+    require_all_channels,
     require_files,
 )
 from medvae3d.errors import DataListError, LabelError, SettingError
@@ -117,6 +118,7 @@ def choose(listed: DataList, splits: str | Sequence[str]) -> CaseList:
             f"{path} has no case with an image in {', '.join(wanted)}; it has {counts or 'none'}. "
             f"Name another split, or add cases."
         )
+    require_all_channels(cases, f"a report on {path}")
     if len(chosen) > len(imaged):
         warnings.append(f"{len(chosen) - len(imaged)} cases of {path} without an image left out")
     if len(imaged) > len(cases):

@@ -18,7 +18,13 @@ from medvae3d.apps.bundle_files import content, parser_of
 from medvae3d.apps.settings import changed, parse_changes, read_settings
 from medvae3d.apps.trained import RUN_FILE, SHARED
 from medvae3d.apps.training import train
-from medvae3d.data.datalists import Case, DataList, read_datalist, write_datalist
+from medvae3d.data.datalists import (
+    Case,
+    DataList,
+    read_datalist,
+    require_all_channels,
+    write_datalist,
+)
 from medvae3d.errors import BundleError, DataListError, SettingError
 from medvae3d.studies.segmentation import nested_order
 from medvae3d.synthesis.recipe import Recipe
@@ -139,6 +145,7 @@ def read_real_cases(datalist: str | Path, split: str, seed: int) -> RealCases:
     parts: dict[str, tuple[Case, ...]] = {}
     for name in ("training", split):
         parts[name] = tuple(c for c in listed.split(name) if c.image and c.label is not None)
+        require_all_channels(parts[name], f"a study on {datalist}")
         if not parts[name]:
             raise DataListError(
                 f"{datalist} has no case with image and label under {name}; a study trains on "

@@ -23,7 +23,7 @@ from medvae3d import __version__
 from medvae3d.apps.bundle import Bundle, load_bundle
 from medvae3d.apps.figure_cases import CaseSource
 from medvae3d.apps.systems import system_settings
-from medvae3d.data.datalists import read_datalist
+from medvae3d.data.datalists import read_datalist, require_all_channels
 from medvae3d.data.volumes import write_bytes
 from medvae3d.errors import MedvaeError, SettingError
 from medvae3d.evaluation.baselines import CasePCA
@@ -103,6 +103,7 @@ def zoo_study(
     """
     folder, chosen = Path(out), entries(names)
     listed = read_datalist(datalist)
+    require_all_channels(listed, "a study of all systems")
     settings = {
         "study": "zoo",
         "medvae3d": __version__,

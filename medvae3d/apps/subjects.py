@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torchio as tio
 
 from medvae3d.apps.export_cases import channel_names
-from medvae3d.data.datalists import Case
+from medvae3d.data.datalists import Case, require_all_channels
 
 if TYPE_CHECKING:
     from medvae3d.apps.datasets import SampleItems
@@ -60,6 +60,7 @@ def subjects_of(
 ) -> tio.SubjectsDataset:
     """Cases as subjects; channels are named as the list does, else ``image``, ``image_1``, ..."""
     named = channel_names(info)
+    require_all_channels(cases, "a subject of torchio")
     subjects = []
     for case in cases:
         several = [f"image_{i}" if i else "image" for i in range(len(case.image))]

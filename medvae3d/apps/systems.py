@@ -11,6 +11,7 @@ import math
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib import metadata as installed
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,11 @@ from medvae3d.networks.autoencoders import all_strides, total_stride
 
 # Settings that only some systems have a use for.
 OPTIONAL = ("discriminator", "discriminator_optimizer", "optimizer")
+# Share of channels that are hidden from the encoder where training cases lack some: each is then
+# hidden often enough to be learned, and most cases are still seen whole.
+CHANNEL_DROPOUT = 0.25
+# Models without an encoder of images, or with one that judges or is told what surrounds a region.
+WITHOUT_DROPOUT = ("pavae", "dcgan", "vae_noise_gan", "cvae_fill")
 SCHEMA = (
     "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/"
     "meta_schema_20240725.json"
@@ -77,6 +83,9 @@ def write_system_bundle(
     else:
         form = form_of_bundle(find_bundle(like))
     settings |= form.settings
+    lacking = sum(bool(case.missing) for case in datalist.split("training"))
+    if lacking:
+        form = replace(form, notes=(*form.notes, _told_of_missing(settings, lacking)))
     inference = _inference(name, settings, form)
     (folder / "configs").mkdir(parents=True)
     for path in sorted(BUNDLE.iterdir()):
@@ -93,6 +102,20 @@ def write_system_bundle(
     for file, content in written.items():
         (folder / "configs" / f"{file}.json").write_bytes(pretty(content))
     return form
+
+
+def _told_of_missing(settings: dict[str, Any], lacking: int) -> str:
+    """Prepares a system for cases that lack a channel, and says how."""
+    note = f"{lacking} training cases lack a channel, which counts nowhere in their losses"
+    network = settings["network_def"]
+    plays = json.dumps(settings["train"]["players"])
+    if network["_target_"].rsplit(".", 1)[-1] in WITHOUT_DROPOUT or "Introspective" in plays:
+        return note
+    network["channel_dropout"] = CHANNEL_DROPOUT
+    return (
+        f"{note}; {100 * CHANNEL_DROPOUT:.0f} % of the channels of all cases are hidden from the "
+        f"encoder, so that it learns to make them (network_def#channel_dropout)"
+    )
 
 
 def multiples(network: Mapping[str, Any]) -> tuple[int, int, int]:

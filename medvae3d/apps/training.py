@@ -274,6 +274,7 @@ def _fingerprint(datalist: DataList) -> str:
         for case in datalist
         for file in case.files
     ]
+    lines += [f"{case.name} lacks {case.missing}" for case in datalist if case.missing]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 

@@ -110,7 +110,9 @@ def _align_case(
     target: Grid | None = None
     images = []
     # The number keeps files of one name in different folders apart.
-    for channel, path in enumerate(case.image):
+    for channel, path in enumerate(case.channels):
+        if path is None:
+            continue
         place = folder / "images" / f"{index:05d}_{channel}_{path.name}"
         stored, header = read_stored(path, f"image {path}")
         grid = grid_of(header, f"image {path}")
@@ -135,7 +137,8 @@ def _align_case(
     if case.label is not None:
         label = folder / "labels" / f"{index:05d}_{case.label.name}"
         done.append(_align_mask(case.name, case.label, label, target, axes, mode))
-    return Case(tuple(images), label, case.subject, case.split, {**case.extra, "case": case.name})
+    extra = {**case.extra, "case": case.name}
+    return Case(tuple(images), label, case.subject, case.split, extra, case.missing)
 
 
 def _align_mask(

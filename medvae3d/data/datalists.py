@@ -1,7 +1,8 @@
 """MONAI data lists: the cases that training, evaluation and checks read.
 
 A data list is a JSON file with the splits ``training``, ``validation`` and ``testing``; each entry
-has an ``image`` (one file, or one a channel), a ``label``, or both, and any further keys.
+has an ``image`` (one file, or one a channel), a ``label``, or both, and any further keys. In a list
+of one file a channel, ``null`` stands for a channel that the case lacks.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ SPLITS = ("training", "validation", "testing")
 # nnU-Net and the Decathlon say "test", and list images alone there.
 SPLIT_ALIASES = {"test": "testing", "val": "validation", "train": "training"}
 VOLUME_SUFFIXES = (".nii.gz", ".nii")
+MISSING = "missing_channels"
+"""Entry of a case, as MONAI's data sets take it, with the numbers of the channels that it lacks."""
 # What may follow the last underscore of a file name without being part of the case.
 FILE_WORDS = re.compile(
     r"(flair|t1|t2|mrt1|mrt2|t1c|t1ce|t1gd|t1n|t1post|t1w|t2f|t2w|pd|pdw|dwi|adc|trace|swi|asl"
@@ -35,11 +38,12 @@ class Case:
     """One case of a data list.
 
     Attributes:
-        image: Files of the channels, in order; none for a case that is a mask alone.
+        image: Files of the channels that there are, in order; none for a case that is a mask alone.
         label: File of the mask, if there is one.
         subject: The patient; cases of one patient belong into one split.
         split: ``training``, ``validation`` or ``testing``.
         extra: Further keys of the entry; those that name volumes hold paths.
+        missing: Numbers of the channels that the case lacks, from 0, in order.
     """
 
     image: tuple[Path, ...]
@@ -47,6 +51,14 @@ class Case:
     subject: str
     split: str
     extra: Mapping[str, Any] = field(default_factory=dict)
+    missing: tuple[int, ...] = ()
+
+    @property
+    def channels(self) -> tuple[Path | None, ...]:
+        """File of each channel, ``None`` where the case lacks it."""
+        files = iter(self.image)
+        count = len(self.image) + len(self.missing)
+        return tuple(None if i in self.missing else next(files) for i in range(count))
 
     @property
     def name(self) -> str:
@@ -151,6 +163,27 @@ def require_files(cases: Iterable[Case], source: Path) -> None:
         )
 
 
+def require_all_channels(cases: Iterable[Case], what: str) -> None:
+    """Refuses cases that lack a channel, where nothing can stand in its place.
+
+    Args:
+        cases: The cases.
+        what: What needs all of them, for the message.
+
+    Raises:
+        DataListError: If there is such a case.
+    """
+    lacking = [case for case in cases if case.missing]
+    if lacking:
+        first = lacking[0]
+        number = f"{len(lacking)} case lacks" if len(lacking) == 1 else f"{len(lacking)} cases lack"
+        raise DataListError(
+            f"{what} needs every channel of a case, and {number} one, such as {first.name}, whose "
+            f"channel {first.missing[0]} (from 0) is null. Leave such cases out, or have their "
+            f"channels made with `medvae3d impute`."
+        )
+
+
 def require_class(name: Any, known: Sequence[str], where: str) -> None:
     """Checks the class of a case, for models that are told one.
 
@@ -186,7 +219,7 @@ def write_datalist(
     for case in cases:
         entry: dict[str, Any] = {}
         if case.image:
-            files = [_relative(file, root) for file in case.image]
+            files = [None if f is None else _relative(f, root) for f in case.channels]
             entry["image"] = files if len(files) > 1 else files[0]
         if case.label is not None:
             entry["label"] = _relative(case.label, root)
@@ -196,12 +229,23 @@ def write_datalist(
     write_bytes(path, json.dumps(content, indent=1).encode() + b"\n")
 
 
-def as_monai(cases: Iterable[Case]) -> list[dict[str, Any]]:
+def as_monai(cases: Iterable[Case], *, may_lack: bool = False) -> list[dict[str, Any]]:
     """Makes the dictionaries that MONAI's data sets take, with absolute paths.
 
     Cases without an image or label lack that key. ``case``, ``subject`` and ``split`` are set.
+
+    Args:
+        cases: The cases.
+        may_lack: Whether cases may lack channels; the numbers of those are then in
+            ``missing_channels``, and `medvae3d.data.preparation` knows what to do with them.
+
+    Raises:
+        DataListError: If one does and may not.
     """
     items = []
+    cases = list(cases)
+    if not may_lack:
+        require_all_channels(cases, "this command")
     for case in cases:
         item: dict[str, Any] = {key: _absolute(value) for key, value in case.extra.items()}
         if case.image:
@@ -209,6 +253,8 @@ def as_monai(cases: Iterable[Case]) -> list[dict[str, Any]]:
             item["image"] = files if len(files) > 1 else files[0]
         if case.label is not None:
             item["label"] = _absolute(case.label)
+        if case.missing:
+            item[MISSING] = list(case.missing)
         items.append(item | {"case": case.name, "subject": case.subject, "split": case.split})
     return items
 
@@ -258,11 +304,21 @@ def _read_case(entry: Any, split: str, root: Path, where: str) -> Case:
         )
     image, label = entry.get("image"), entry.get("label")
     image = [image] if isinstance(image, str) else image or []
+    missing: tuple[int, ...] = ()
+    if isinstance(image, list) and image and None in image:
+        missing = tuple(i for i, file in enumerate(image) if file is None)
+        image = [file for file in image if file is not None]
+        if not image:
+            raise DataListError(
+                f"{where} has null for each of its {len(missing)} channels; allowed is null for "
+                f"some of them. Leave 'image' out of a case that is a mask alone."
+            )
     paths = [*image, *([label] if label else [])] if isinstance(image, list) else [None]
     if not all(isinstance(file, str) and file for file in paths):
         raise DataListError(
             f"{where} has image {entry.get('image')!r} and label {label!r}; allowed are a path, "
-            f"or for the image a list of paths, one a channel. Correct the entry."
+            f"or for the image a list of paths, one a channel, with null for a channel that the "
+            f"case lacks. Correct the entry."
         )
     for file in cast("list[str]", paths):
         try:
@@ -288,7 +344,8 @@ def _read_case(entry: Any, split: str, root: Path, where: str) -> Case:
         if key not in ("image", "label", "subject", "split")
     }
     every = files if mask is None else (*files, mask)
-    return Case(files, mask, subject_of(every) if subject is None else str(subject), split, extra)
+    who = subject_of(every) if subject is None else str(subject)
+    return Case(files, mask, who, split, extra, missing)
 
 
 def _name(files: Sequence[Path]) -> str:

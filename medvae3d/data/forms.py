@@ -166,12 +166,20 @@ def _channels(
     datalist: DataList, cases: Sequence[Case], found: Sequence[CaseReport]
 ) -> tuple[dict[str, Any], ...]:
     count = min(len(each.channels) for each in found)
-    names = _channel_names(datalist, cases[0], count)
+    names = _channel_names(datalist, cases, count)
     channels = []
     for index, name in enumerate(names):
-        low = float(np.median([each.channels[index]["low"] for each in found]))
-        high = float(np.median([each.channels[index]["high"] for each in found]))
-        channels.append(_channel(name, index, low, high, cases))
+        having = [case for case in cases if index not in case.missing]
+        ranges = [item for each in found if (item := each.channels[index]) is not None]
+        if not ranges:
+            raise DataListError(
+                f"{datalist.path}: channel {index} ({name}) is null in every training case with "
+                f"an image and a mask; at least one has to have it. Add one, or leave the channel "
+                f"out of all cases."
+            )
+        low = float(np.median([item["low"] for item in ranges]))
+        high = float(np.median([item["high"] for item in ranges]))
+        channels.append(_channel(name, index, low, high, having))
     return tuple(channels)
 
 
@@ -201,26 +209,33 @@ def _channel(
 
 
 def _some_voxels(index: int, cases: Sequence[Case]) -> np.ndarray[Any, Any]:
-    """Every eighth voxel of a channel in some of the cases."""
+    """Every eighth voxel of a channel in some of the cases that have it."""
     kept = []
     step = max(1, len(cases) // WINDOW_CASES)
     for case in cases[::step][:WINDOW_CASES]:
         arrays = [read_volume(path, channels=True).array for path in case.image]
-        kept.append(np.concatenate(arrays)[index].ravel()[::8])
+        place = index - sum(number < index for number in case.missing)
+        kept.append(np.concatenate(arrays)[place].ravel()[::8])
     return np.concatenate(kept)
 
 
-def _channel_names(datalist: DataList, case: Case, count: int) -> list[str]:
+def _channel_names(datalist: DataList, cases: Sequence[Case], count: int) -> list[str]:
     """Names that the list states, or that the files bear, or else numbers."""
     for key in ("channels", "channel_names", "modality"):
         stated = datalist.info.get(key)
         values = list(stated.values()) if isinstance(stated, Mapping) else stated
         if isinstance(values, list) and len(values) >= count:
             return [_shown(str(each)) for each in values[:count]]
-    words = [file_word(path) for path in case.image]
-    if len(words) >= count and all(words) and len(set(words)) == len(words):
-        return [_shown(word) for word in words[:count]]
+    words = [_file_word(cases, index) for index in range(count)]
+    if all(words) and len(set(words)) == len(words):
+        return [_shown(word) for word in words]
     return ["MR"] if count == 1 else [f"channel {index}" for index in range(count)]
+
+
+def _file_word(cases: Sequence[Case], index: int) -> str:
+    """What the first case that has a file for a channel calls it."""
+    files = (case.channels[index] for case in cases if index < len(case.channels))
+    return next((file_word(path) for path in files if path is not None), "")
 
 
 def _shown(name: str) -> str:

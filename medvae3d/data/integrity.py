@@ -57,7 +57,7 @@ class CaseReport:
         spacing_mm: Size of a voxel.
         axcodes: Where the axes point.
         affine: Voxel index to mm.
-        channels: Type and range of each image file.
+        channels: Type and range of each channel; ``None`` for one that the case lacks.
         labels: Volume in ml of each label value but 0; ``None`` without a label.
         lesions_ml: Volumes of the connected components of the mask in ml, largest first.
         mismatch_mm: Distance of image and label at the worst corner; ``None`` if either is
@@ -71,7 +71,7 @@ class CaseReport:
     spacing_mm: tuple[float, ...] = ()
     axcodes: str = ""
     affine: list[list[float]] = field(default_factory=list)
-    channels: tuple[Mapping[str, Any], ...] = ()
+    channels: tuple[Mapping[str, Any] | None, ...] = ()
     labels: Mapping[int, float] | None = None
     lesions_ml: tuple[float, ...] = ()
     mismatch_mm: float | None = None
@@ -171,7 +171,12 @@ class _Reader:
 
     def report(self) -> CaseReport:
         images = [v for path in self.case.image if (v := self._image(path)) is not None]
-        channels = tuple(item for volume in images for item in self._channels(volume))
+        channels: list[dict[str, Any] | None] = []
+        for volume in images:
+            channels += self._channels(volume)
+        for number in self.case.missing:
+            channels.insert(number, None)
+        self._require_single(images)
         grids = {volume.path: volume.grid for volume in images}
         # Freed before the label is read: a case of four channels is a third of a gigabyte.
         del images
@@ -196,7 +201,7 @@ class _Reader:
         }  # fmt: skip
         case = self.case
         return CaseReport(
-            case.name, case.subject, case.split, **place, channels=channels,
+            case.name, case.subject, case.split, **place, channels=tuple(channels),
             labels=labels, lesions_ml=lesions, mismatch_mm=mismatch,
         )  # fmt: skip
 
@@ -211,6 +216,17 @@ class _Reader:
             self.digests.append((path, _digest(volume)))
             return volume
         return None
+
+    def _require_single(self, images: Sequence[Volume]) -> None:
+        """With a channel missing, a file of several would leave open which they are."""
+        several = [volume for volume in images if len(volume.array) > 1]
+        if self.case.missing and several:
+            self._find(
+                "channels",
+                f"{several[0].path} holds {len(several[0].array)} channels, and null stands for "
+                f"another one of this case; allowed beside null is one file a channel. Part the "
+                f"file, for example with `medvae3d data import`.",
+            )
 
     def _mask(self) -> Volume | None:
         if self.case.label is None:
@@ -347,6 +363,8 @@ def _statistics(group: Sequence[CaseReport]) -> dict[str, Any]:
     volumes = [sum(report.labels.values()) for report in group if report.labels]
     spacings = np.array([report.spacing_mm for report in group if report.spacing_mm])
     shapes = np.array([report.shape for report in group if report.shape])
+    lacking = Counter(i for report in group for i, c in enumerate(report.channels) if c is None)
+    counts = {"cases_without_channel": dict(sorted(lacking.items()))} if lacking else {}
     values = sorted({value for report in group for value in report.labels or ()})
     return {
         "cases": len(group),
@@ -354,6 +372,7 @@ def _statistics(group: Sequence[CaseReport]) -> dict[str, Any]:
         "with_image": sum(bool(report.channels) for report in group),
         "with_label": sum(report.labels is not None for report in group),
         "channels": sorted({len(report.channels) for report in group if report.channels}),
+        **counts,
         "axcodes": dict(Counter(report.axcodes for report in group if report.axcodes)),
         "shape": _range(shapes),
         "spacing_mm": _range(spacings),

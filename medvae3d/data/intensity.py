@@ -11,6 +11,7 @@ bright lesions live, and has an inverse that holds wherever nothing was clipped:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Protocol
@@ -292,12 +293,15 @@ class IntensityChannels:
         """Normalises ``(B, C, I, J, K)`` or ``(C, I, J, K)``; see :meth:`normalize_with`."""
         return self.normalize_with(x, mask)[0]
 
-    def normalize_with(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def normalize_with(
+        self, x: Tensor, mask: Tensor | None = None, missing: Sequence[int] = ()
+    ) -> tuple[Tensor, Tensor]:
         r"""Normalises each channel of each image, and returns which native values became -1 and 1.
 
         Args:
             x: Images in native units.
             mask: Foreground for percentiles, such as the brain.
+            missing: Channels that were not observed: they become -1, and their native values NaN.
 
         Shape:
             - ``x``: :math:`(B, C, I, J, K)` or :math:`(C, I, J, K)`
@@ -307,11 +311,18 @@ class IntensityChannels:
         self._require_channels(x)
         if x.ndim == 5:
             rows = [
-                self.normalize_with(v, None if mask is None else mask[b]) for b, v in enumerate(x)
+                self.normalize_with(v, None if mask is None else mask[b], missing)
+                for b, v in enumerate(x)
             ]
             return torch.stack([y for y, _ in rows]), torch.stack([p for _, p in rows])
         inside = None if mask is None else mask[0]
-        pairs = [spec.normalize_with(v, inside) for spec, v in zip(self.specs, x, strict=True)]
+        nothing = (math.nan, math.nan)
+        pairs = [
+            (torch.full_like(v, -1.0, dtype=torch.float32), nothing)
+            if channel in missing
+            else spec.normalize_with(v, inside)
+            for channel, (spec, v) in enumerate(zip(self.specs, x, strict=True))
+        ]
         params = torch.tensor([p for _, p in pairs], dtype=torch.float64)
         return torch.stack([y for y, _ in pairs]), params
 
@@ -325,14 +336,16 @@ class IntensityChannels:
             return torch.stack(rows)
         pairs: list[Params | None] = [None] * len(self.specs)
         if params is not None:
-            pairs = [(float(low), float(high)) for low, high in params]
+            pairs = [None if math.isnan(low) else (float(low), float(high)) for low, high in params]
         channels = zip(self.specs, y, pairs, strict=True)
         return torch.stack([spec.denormalize(v, pair) for spec, v, pair in channels])
 
-    def check(self, x: Tensor, what: str = "image") -> None:
+    def check(self, x: Tensor, what: str = "image", missing: Sequence[int] = ()) -> None:
         """Refuses native values ``(C, I, J, K)`` of another unit or modality, by channel."""
         self._require_channels(x)
         for channel, (spec, v) in enumerate(zip(self.specs, x, strict=True)):
+            if channel in missing:
+                continue
             spec.check(v, what if len(self.specs) == 1 else f"{what}, channel {channel},")
 
     def _require_channels(self, x: Tensor) -> None:

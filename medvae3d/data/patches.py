@@ -28,10 +28,10 @@ from monai.data.thread_buffer import ThreadBuffer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from medvae3d.data.datalists import Case, require_all_channels
 from medvae3d.data.intensity import IntensityChannels
-from medvae3d.data.manifests import Case
 from medvae3d.data.sampling import LesionSampler, Sampling, places_of
-from medvae3d.data.transforms import require_values
+from medvae3d.data.transforms import missing_channels, require_values
 from medvae3d.data.volumes import read_mask, read_volume
 from medvae3d.errors import DataListError, GridError, LabelError, SettingError
 
@@ -62,8 +62,10 @@ def load_case(
     Raises:
         GridMismatchError: If channels and mask do not lie voxel on voxel.
         LabelError: If there is no mask, or it holds other values.
+        DataListError: If the case lacks a channel.
     """
     if isinstance(case, Case):
+        require_all_channels([case], "a patch")
         entry: dict[str, Any] = {"image": list(case.image), "label": case.label, "case": case.name}
         entry |= {k: v for k, v in case.extra.items() if k == "weights"}
     else:
@@ -77,6 +79,11 @@ def load_case(
         require_values(mask, (0, *values), what=f"mask of {name}")
     found: dict[str, Any] = {"case": name, "mask": mask, "image": None}
     image = entry.get("image")
+    if missing_channels(image):
+        raise DataListError(
+            f"case {name} lacks a channel, and patches need all of them. Leave the case out, or "
+            f"have its channels made with `medvae3d impute`."
+        )
     if image is not None and (isinstance(image, (Tensor, np.ndarray)) or len(image)):
         voxels, image_grid = _read(image, f"image of {name}", is_mask=False)
         if voxels.shape[1:] != mask.shape[1:]:

@@ -17,13 +17,14 @@ from monai.transforms import (
     Transform,
 )
 
-from medvae3d.data.datalists import as_monai, read_datalist
+from medvae3d.data.datalists import MISSING, as_monai, read_datalist
 from medvae3d.data.transforms import (
     LabelSpacingd,
     LabelValuesd,
     NormalizeChannelsd,
     PadCropd,
     SafeSpacingd,
+    missing_channels,
 )
 from medvae3d.errors import IntensityError
 
@@ -51,7 +52,7 @@ def read_items(
     """
     if optional and not Path(datalist).exists():
         return []
-    items = as_monai(read_datalist(datalist).split(split))
+    items = as_monai(read_datalist(datalist).split(split), may_lack=True)
     return [item for item in items if "image" in item or not with_image]
 
 
@@ -59,6 +60,35 @@ def imaged(dataset: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The prepared cases that have an image."""
     cases = (dataset[index] for index in range(len(dataset)))
     return [case for case in cases if "image" in case]
+
+
+class MissingChannelsd(MapTransform):
+    """Puts blank channels where a case has none, so that the others keep their numbers.
+
+    Which they are is read from the entry ``missing_channels`` and stays in the image's meta data,
+    where `NormalizeChannelsd` and `Observedd` find it. Cases without that entry stay as they are.
+
+    Args:
+        keys: The image, a MetaTensor :math:`(C, I, J, K)` of the channels that there are.
+        allow_missing_keys: Whether the image may be absent.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        changed = dict(data)
+        missing = [int(channel) for channel in changed.get(MISSING, ())]
+        if not missing:
+            return changed
+        for key in self.key_iterator(changed):
+            image = changed[key]
+            given = image.as_tensor()
+            whole = given.new_zeros(len(given) + len(missing), *given.shape[1:])
+            whole[[i for i in range(len(whole)) if i not in missing]] = given
+            changed[key] = MetaTensor(
+                whole,
+                meta={**image.meta, MISSING: missing},
+                applied_operations=image.applied_operations,
+            )
+        return changed
 
 
 class FirstChannelsd(MapTransform):
@@ -70,7 +100,7 @@ class FirstChannelsd(MapTransform):
         allow_missing_keys: Whether entries may be absent.
 
     Raises:
-        IntensityError: If an image has fewer channels.
+        IntensityError: If an image has fewer channels, or lacks all that are kept.
     """
 
     def __init__(
@@ -90,15 +120,23 @@ class FirstChannelsd(MapTransform):
                     f"a channel, in the model's order, in the data list."
                 )
             changed[key] = changed[key][: self.channels]
+            if len(missing_channels(changed[key])) == self.channels:
+                name = getattr(changed[key], "meta", {}).get("filename_or_obj", key)
+                raise IntensityError(
+                    f"{name} is of a channel that the model does not read, and those that it reads "
+                    f"are null in the data list. Leave the case out."
+                )
         return changed
 
 
 class Observedd(MapTransform):
     """Adds a map of where an image was observed, which padding then extends by zeros.
 
+    It has one channel, or those of an image that lacks some.
+
     Args:
         keys: The image, a MetaTensor :math:`(C, I, J, K)`.
-        name: Entry to add, :math:`(1, I, J, K)`.
+        name: Entry to add, :math:`(1, I, J, K)` or :math:`(C, I, J, K)`.
         allow_missing_keys: Whether the image may be absent.
     """
 
@@ -112,9 +150,11 @@ class Observedd(MapTransform):
         changed = dict(data)
         for key in self.key_iterator(changed):
             image = changed[key]
-            changed[self.name] = MetaTensor(
-                torch.ones_like(image[:1].as_tensor()), affine=image.affine
-            )
+            missing = missing_channels(image)
+            seen = torch.ones_like((image if missing else image[:1]).as_tensor())
+            for channel in missing:
+                seen[channel] = 0
+            changed[self.name] = MetaTensor(seen, affine=image.affine)
         return changed
 
 
@@ -129,7 +169,8 @@ def case_transforms(
 
     Right, anterior and superior come first; voxels get one size; intensities are normalised
     channel by channel; the volume is padded and cropped about its centre. All that moves voxels can
-    be undone with MONAI's ``Invertd``; intensities are brought back by `DenormalizeChannelsd`.
+    be undone with MONAI's ``Invertd``; intensities are brought back by `DenormalizeChannelsd`. A
+    channel that a case lacks is -1 everywhere and nowhere ``valid``.
 
     Args:
         channels: For each channel its ``intensity`` scheme, see `medvae3d.data.intensity`.
@@ -144,6 +185,7 @@ def case_transforms(
     steps: list[Transform] = [
         LoadImaged(every, reader=READERS, **missing),  # type: ignore[arg-type]
         EnsureChannelFirstd(every, **missing),
+        MissingChannelsd(image, **missing),
         FirstChannelsd(image, len(channels), **missing),
         Orientationd(every, axcodes="RAS", labels=(("L", "R"), ("P", "A"), ("I", "S")), **missing),
         SafeSpacingd(image, pixdim=spacing, mode="bilinear", **missing),

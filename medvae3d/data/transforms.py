@@ -24,12 +24,19 @@ from monai.transforms import (
 )
 from torch import Tensor
 
+from medvae3d.data.datalists import MISSING
 from medvae3d.data.intensity import IntensityChannels
 from medvae3d.errors import LabelError, SettingError
 
 PARAMS_KEY = "intensity_params"
 PadCropd = ResizeWithPadOrCropd  # its inverse puts every voxel back, bit for bit
 Resampling = Literal["linear", "nearest", "label"]
+
+
+def missing_channels(image: Any) -> tuple[int, ...]:
+    """Numbers of the channels that a prepared image ``(C, I, J, K)`` lacks, from its meta data."""
+    found = getattr(image, "meta", {}).get(MISSING, ())
+    return tuple(int(channel) for channel in found if channel < len(image))
 
 
 def require_values(mask: Tensor | np.ndarray, values: Sequence[int], what: str = "mask") -> None:
@@ -249,7 +256,8 @@ def _channels(intensities: IntensityChannels | Sequence[Mapping[str, Any]]) -> I
 class NormalizeChannelsd(MapTransform, InvertibleTransform):
     """Brings native units to network values, channel by channel, and remembers how.
 
-    The native values that became -1 and 1 stay in the image's meta data, for
+    Channels that a case lacks become -1 everywhere, see `medvae3d.data.preparation`. The native
+    values that became -1 and 1 stay in the image's meta data, for
     :class:`DenormalizeChannelsd`, and in its list of applied operations, for ``Invertd``.
 
     Args:
@@ -283,11 +291,12 @@ class NormalizeChannelsd(MapTransform, InvertibleTransform):
         for key in self.key_iterator(changed):
             image = changed[key]
             native = torch.as_tensor(image).as_subclass(Tensor)
+            missing = missing_channels(image)
             if self.check:
                 file = getattr(image, "meta", {}).get("filename_or_obj", "")
-                self.intensities.check(native, what=f"{key} {file}".strip())
+                self.intensities.check(native, what=f"{key} {file}".strip(), missing=missing)
             inside = None if mask is None else mask.as_subclass(Tensor)
-            normalised, params = self.intensities.normalize_with(native, inside)
+            normalised, params = self.intensities.normalize_with(native, inside, missing)
             if isinstance(image, MetaTensor):
                 normalised = MetaTensor(
                     normalised,

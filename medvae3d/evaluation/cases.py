@@ -88,7 +88,7 @@ def whole_cases(items: Sequence[Mapping[str, Any]]) -> Cases:
     """Stacks prepared cases that have both image and label.
 
     Raises:
-        DataListError: If there is none.
+        DataListError: If there is none, or one lacks a channel.
     """
     found = [items[index] for index in range(len(items))]
     found = [item for item in found if "image" in item and "label" in item]
@@ -100,6 +100,13 @@ def whole_cases(items: Sequence[Mapping[str, Any]]) -> Cases:
         )
     masks = torch.stack([_plain(item["label"]) for item in found]).float()
     ones = torch.ones_like(masks[0])
+    lacking = [item for item in found if len(item.get("valid", ones)) > 1]
+    if lacking:
+        raise DataListError(
+            f"{len(lacking)} of {len(found)} cases lack a channel, such as "
+            f"{lacking[0].get('case', 'the first')}; figures need every channel of a case. Leave "
+            f"them out, or have their channels made with `medvae3d impute`."
+        )
     return Cases(
         torch.stack([_plain(item["image"]) for item in found]).float(),
         masks,

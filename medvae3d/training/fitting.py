@@ -9,7 +9,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from medvae3d.data.location import fit_location_map
-from medvae3d.data.transforms import PARAMS_KEY
+from medvae3d.data.transforms import PARAMS_KEY, missing_channels
 from medvae3d.models.latent import Condition, LatentModel
 from medvae3d.models.statistics import TrainingStatistics
 from medvae3d.probability.priors import Aggregate
@@ -126,7 +126,8 @@ class LocationFitter:
 def _first_observed(case: Mapping[str, Any]) -> int:
     """The first channel that a prepared case has."""
     if "valid" not in case:
-        return 0
+        missing = missing_channels(case["image"])
+        return next(i for i in range(len(case["image"])) if i not in missing)
     there = torch.as_tensor(case["valid"]).flatten(1).amax(1) > 0
     return int(there.to(torch.uint8).argmax())
 

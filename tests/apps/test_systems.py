@@ -110,6 +110,43 @@ def test_a_system_becomes_a_bundle_that_makes_samples(name, classed, tmp_path):
     assert np.array_equal(np.asarray(sample.image), np.asarray(again.image))
 
 
+@pytest.fixture(scope="module")
+def lacking(classed, tmp_path_factory):
+    """The same list, of which every third case lacks one of its two channels in turn."""
+    listed = read_datalist(classed)
+    cases = [
+        replace(case, image=(case.image[number % 2],), missing=(1 - number % 2,))
+        if number % 3 == 0
+        else case
+        for number, case in enumerate(listed)
+    ]
+    path = tmp_path_factory.mktemp("lacking") / "datalist.json"
+    write_datalist(path, cases, listed.info)
+    return path
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("name", "hides"),
+    [
+        ("vae", True), ("hvae", True), ("dhvae", True), ("cvae", True), ("cvae_multiscale", True),
+        ("rhvae", True), ("vqvae", True), ("vae_gan", True), ("soft_introvae", False),
+        ("cvae_fill", False), ("pavae", False), ("dcgan", False),
+    ],
+)  # fmt: skip
+def test_a_system_trains_on_cases_that_lack_a_channel(name, hides, lacking, tmp_path):
+    out, told = tmp_path / name, []
+    outcome = train(name, lacking, out, seed=3, changes=small(name), say=told.append)
+    assert outcome.steps == 2
+    assert any("training cases lack a channel" in line for line in told)
+    history = (out / "eval" / "history.csv").read_text()
+    assert "nan" not in history and "inf" not in history
+    state = torch.load(out / "models" / "model.pt", weights_only=True)
+    assert all(bool(t.isfinite().all()) for key, t in state.items() if "image_" in key)
+    bundle = load_bundle(out)
+    assert getattr(bundle.network, "channel_dropout", 0.0) == (0.25 if hides else 0.0)
+
+
 @pytest.mark.integration
 def test_monai_itself_runs_the_bundle_of_a_system(classed, tmp_path):
     from monai.bundle import ConfigWorkflow

@@ -33,6 +33,7 @@ class FoundCase:
         label: File of the mask, if there is one.
         is_test: Whether the data set itself keeps the case for testing.
         split: The split that the data set gives it, if it gives one besides.
+        missing: Numbers of the channels that the case lacks; all others are files of one channel.
     """
 
     name: str
@@ -41,6 +42,7 @@ class FoundCase:
     label: Path | None = None
     is_test: bool = False
     split: str = ""
+    missing: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

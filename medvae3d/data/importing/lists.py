@@ -53,9 +53,8 @@ def find_list(source: Path, channels: Sequence[str] | None = None) -> Layout:
     for case in listed:
         files = tuple((file,) for file in case.image)
         is_test = case.split == "testing"
-        cases.append(
-            FoundCase(safe(case.name), case.subject, files, case.label, is_test, case.split)
-        )
+        name, split = safe(case.name), case.split
+        cases.append(FoundCase(name, case.subject, files, case.label, is_test, split, case.missing))
     require_unique(cases, source)
     names = tuple(_names(listed.info))
     if channels is not None and names:

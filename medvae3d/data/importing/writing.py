@@ -78,7 +78,7 @@ def import_dataset(
             if found.split and shares is None:
                 split = found.split
             extra = {"case": found.name}
-            cases.append(Case(images, label, found.subject, split, extra))
+            cases.append(Case(images, label, found.subject, split, extra, found.missing))
             origins[found.name] = _origin(found, layout.root)
         info: dict[str, Any] = dict(layout.info)
         if layout.channels:
@@ -118,6 +118,8 @@ def _write_images(found: FoundCase, layout: Layout, folder: Path) -> tuple[Path,
 
     def target() -> Path:
         number = len(written)
+        for lost in found.missing:
+            number += lost <= number
         word = names[number] if number < len(names) else f"{number:04d}"
         written.append(folder / f"{found.name}_{word}.nii.gz")
         return written[-1]
@@ -137,7 +139,12 @@ def _write_images(found: FoundCase, layout: Layout, folder: Path) -> tuple[Path,
             channels, grid = read_itk(path)
             for channel in channels:
                 write_volume(target(), channel, grid)
-    if names and len(written) != len(names):
+    if found.missing and len(written) != len(found.images):
+        raise DataListError(
+            f"case {found.name} has {len(written)} channels in {len(found.images)} files, and null "
+            f"for another one; allowed beside null is one file a channel. Part the files first."
+        )
+    if names and len(written) + len(found.missing) != len(names):
         raise DataListError(
             f"case {found.name} has {len(written)} channels in {found.images[0][0]}; the data set "
             f"names {len(names)} ({', '.join(layout.channels)}). Correct the names, or the file."
