@@ -38,6 +38,7 @@ from medvae3d.data.datalists import SPLITS, DataList, read_datalist
 from medvae3d.data.integrity import check
 from medvae3d.data.staging import sole_writer
 from medvae3d.errors import OutputError
+from medvae3d.training.trouble import LatentWatch, TrainingWatch
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,8 @@ class _Job:
         if device is not None:
             self.changes["device"] = f"$torch.device({str(usable_device(device))!r})"
         handlers = settings["train"]["handlers"]
-        if not datalist.split("validation"):
+        self.parts = ["train", "validate"] if datalist.split("validation") else ["train"]
+        if "validate" not in self.parts:
             say("no validation cases: nothing will be validated")
             self.changes["train#handlers"] = [
                 each for each in handlers if "@validate" not in json.dumps(each)
@@ -246,7 +248,22 @@ class _Job:
             config, logging_file=False, workflow_type="train", **self.changes
         )
         self.workflow.initialize()
-        self.trainer = self.workflow.parser.get_parsed_content("train#trainer")
+        parser = self.workflow.parser
+        self.trainer = parser.get_parsed_content("train#trainer")
+        for part in self.parts:
+            for handler in parser.get_parsed_content(f"{part}#handlers"):
+                if isinstance(handler, LatentWatch | TrainingWatch):
+                    handler.tell = self.say  # the log is held back, see `quiet`
+        self._say_where_to_look(parser)
+
+    def _say_where_to_look(self, parser: Any) -> None:
+        curves = parser.get("output_dir") and parser.get_parsed_content("output_dir")
+        if not curves:
+            return
+        look = f"{curves}/history.csv"
+        if parser.get("tensorboard") and parser.get_parsed_content("tensorboard"):
+            look += f", or tensorboard --logdir {curves}"
+        self.say(f"to watch it: {look}")
 
     def run(self) -> Outcome:
         """Trains to the end, or to the first signal."""

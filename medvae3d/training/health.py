@@ -24,6 +24,7 @@ class LatentHealth:
 
     Attributes:
         kl: Divergence from the prior of training in nats, mean over cases.
+        kl_per_element: The same, mean over elements as well.
         active_share: Share of elements that carry more than 0.05 nat.
         mean_square: Mean over elements of :math:`\mathbb E[\mu^2 + \sigma^2]`; 1 when the
             aggregated posterior is as wide as the prior.
@@ -33,6 +34,7 @@ class LatentHealth:
     """
 
     kl: float
+    kl_per_element: float
     active_share: float
     mean_square: float
     worst_mean: float
@@ -54,6 +56,7 @@ def latent_health(posteriors: Sequence[Posterior]) -> LatentHealth:
     variance = second.mean() - mean.mean().square()
     return LatentHealth(
         kl=float(kl.sum(1).mean()),
+        kl_per_element=float(kl.mean()),
         active_share=float((kl.mean(0) > ACTIVE_NATS).float().mean()),
         mean_square=float(second.mean()),
         worst_mean=float(mean.mean(0).abs().max()),

@@ -14,6 +14,7 @@ import torch
 from medvae3d.apps import surroundings, training
 from medvae3d.apps.settings import parse_changes, read_settings, recipes
 from medvae3d.apps.training import train
+from medvae3d.training.trouble import LatentWatch, TrainingWatch
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -55,6 +56,7 @@ def test_progress_is_told_with_the_time_left(trained):
     _, done = trained
     assert "epoch 1/2, step 2/4, loss" in done.error
     assert "s left" in done.error
+    assert f"to watch it: {trained[0] / 'eval'}/history.csv" in done.error
     assert "Traceback" not in done.error
     assert "Warning" not in done.error
 
@@ -284,6 +286,21 @@ def test_a_list_without_validation_cases_is_trained_on(trainable, cases, tmp_pat
     assert (outcome.steps, outcome.signal) == (4, None)
     assert "no validation cases: nothing will be validated" in said
     assert not (tmp_path / "out" / "eval" / "validation.jsonl").exists()
+
+
+def test_a_training_that_goes_wrong_says_so(trainable, cases, tmp_path, monkeypatch):
+    """Limits that everything is beyond; what is told where is the claim."""
+    monkeypatch.setattr(LatentWatch, "nats", float("inf"))
+    monkeypatch.setattr(LatentWatch, "active_share", 2.0)
+    monkeypatch.setattr(TrainingWatch, "orders", -1e9)
+    said = []
+    train(
+        trainable, cases, tmp_path / "out", recipe="small", say=said.append,
+        changes=["train#handlers#11#every_steps=1"],
+    )  # fmt: skip
+    warned = [line for line in said if line.startswith("warning: ")]
+    assert sum("the latent of model has collapsed" in line for line in warned) == 1
+    assert sum("model diverges" in line for line in warned) == 1
 
 
 def test_a_subject_in_two_splits_is_told_and_let_through(cases):
