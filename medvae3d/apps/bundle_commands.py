@@ -177,6 +177,7 @@ def figures(
             help="Weights trained without the flow, to stand beside; may be given several times.",
         ),
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Measure a bundle on held-out cases and print the figures of its model card.
 
@@ -184,7 +185,7 @@ def figures(
     """
     root = parse_whole(seed, "--seed")
     from medvae3d.apps.figures import read_twins, report
-    from medvae3d.evaluation.figures import markdown
+    from medvae3d.evaluation.figures import markdown, plain
 
     watch = Stopwatch()
     found = report(
@@ -199,9 +200,9 @@ def figures(
         weights=weights,
         twin=read_twins(twin or ()),
     )
-    say(markdown(found))
+    say(json.dumps(plain(found), ensure_ascii=False) if as_json else markdown(found))
     notice(f"measured in {duration(watch.seconds)}")
-    if out is not None:
+    if out is not None and not as_json:
         say(f"figures: {out}")
 
 

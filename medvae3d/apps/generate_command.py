@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -93,6 +94,7 @@ def generate(
                      help="Allow new lesions to lie on others."),
     ] = False,
     device: Device = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:  # fmt: skip
     """Make volumes with their masks, as a data set for nnU-Net and MONAI.
 
@@ -122,7 +124,7 @@ def generate(
 
     loaded = load_bundle(bundle, device or default_device())
     require_usable(loaded, out, number, root, options)
-    write(loaded, out, number, root, options)
+    write(loaded, out, number, root, options, as_json=as_json)
 
 
 def require_usable(
@@ -153,7 +155,15 @@ def require_usable(
             scan.grid.require_same(drawn.grid, this=str(files[0]), that=str(drawn.path))
 
 
-def write(bundle: Bundle, out: Path, count: int, seed: int, options: Mapping[str, Any]) -> None:
+def write(
+    bundle: Bundle,
+    out: Path,
+    count: int,
+    seed: int,
+    options: Mapping[str, Any],
+    *,
+    as_json: bool = False,
+) -> None:
     """Makes samples and tells how many, how fast, how many draws were rejected, and where."""
     watch = Stopwatch()
     rejected: dict[str, int] = {}
@@ -167,6 +177,17 @@ def write(bundle: Bundle, out: Path, count: int, seed: int, options: Mapping[str
 
         bundle.write(out, count, seed, progress=tell, **options)
     seconds = watch.seconds
+    if as_json:
+        summary = {
+            "bundle": f"{bundle.name} {bundle.version}",
+            "cases": count,
+            "rejected": dict(sorted(rejected.items())),
+            "seconds": round(seconds, 3),
+            "dataset": str(out / "dataset.json"),
+            "picture": str(out / "preview.png"),
+        }
+        say(json.dumps(summary))
+        return
     say(
         f"{count} {'case' if count == 1 else 'cases'} from {bundle.name} {bundle.version} in "
         f"{duration(seconds)} ({count / seconds:.3g} a second)"

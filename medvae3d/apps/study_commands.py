@@ -89,6 +89,9 @@ def segmentation(
     device: Annotated[
         str | None, typer.Option(help="Where generators are fitted and asked: cpu or cuda.")
     ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print study.json: what was asked, and every row.")
+    ] = False,
 ) -> None:
     """Compare segmenters trained with and without synthetic pairs on real, unseen cases.
 
@@ -141,11 +144,12 @@ def segmentation(
             say=notice,
             report=in_lines(advance, "cell"),
         )
-    say(found.table)
+    say((out / "study.json").read_text().rstrip() if as_json else found.table)
     for note in found.notes:
         notice(f"note: {note}")
     notice(f"{found.done} of {found.wanted} cells done, in {duration(watch.seconds)}")
-    say(f"table of all measures: {out / 'table.md'}; curves and numbers beside it")
+    if not as_json:
+        say(f"table of all measures: {out / 'table.md'}; curves and numbers beside it")
 
 
 app.command()(study_classification.classification)

@@ -173,6 +173,17 @@ def test_generate_writes_a_data_set_and_says_where(cli, bundles, tmp_path):
     assert (out / "preview.png").stat().st_size > 1000
 
 
+def test_generate_sums_up_as_json(cli, bundles, tmp_path):
+    out = tmp_path / "out"
+    done = cli("generate", bundles / "balls", "--count", 2, "--seed", 5, "--out", out, "--json")
+    found = json.loads(done.out)
+    assert (found["bundle"], found["cases"]) == ("balls 1.2.0", 2)
+    records = [json.loads(path.read_text()) for path in (out / "records").glob("*.json")]
+    assert len(records) == 2
+    assert Path(found["dataset"]).is_file() and Path(found["picture"]).is_file()
+    assert all(count > 0 for count in found["rejected"].values()) and found["seconds"] > 0
+
+
 def test_generate_makes_the_bytes_that_python_makes(cli, bundles, tmp_path):
     import medvae3d
 
@@ -275,6 +286,8 @@ def test_figures_are_printed_as_tables(cli, bundles, monkeypatch, tmp_path):
     assert seen["twin"] == {"equal time": "twin.pt"}
     assert seen["split"] == "testing"
     assert seen["sections"] == ["evidence"]
+    done = cli("figures", bundles / "balls", *words, "--json")
+    assert json.loads(done.out)["reconstruction"]["rows"]["model"]["psnr"]["mean"] == 31.25
 
 
 # The demonstration.

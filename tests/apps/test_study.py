@@ -62,7 +62,8 @@ def test_a_study_without_samples_compares_all_arms_and_goes_on(cli, cases, bundl
     # One cell is lost, another is asked for besides: only these two are done.
     stamps = {path.name: path.stat().st_mtime_ns for path in (out / "cells").iterdir()}
     (out / "cells" / "n3_r1_carvemix_s0.json").unlink()
-    assert cli(*words, f"{ARMS},copies", "--ratio", "1").code == 0
+    again = cli(*words, f"{ARMS},copies", "--ratio", "1", "--json")
+    assert json.loads(again.out) == json.loads((out / "study.json").read_text())
     assert rows(out) == first
     again = {path.name: path.stat().st_mtime_ns for path in (out / "cells").iterdir()}
     changed = {name for name in again if again[name] != stamps.get(name)}

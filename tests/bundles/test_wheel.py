@@ -72,3 +72,25 @@ def test_a_wheel_holds_no_output_of_a_training(installed: Path) -> None:
     packed = [path for path in (installed / "medvae3d" / "_bundles").rglob("*") if path.is_file()]
     assert {path.name for path in packed if path.suffix == ".pt"} <= {"model.pt"}
     assert not [path for path in packed if {"eval", "__pycache__"} & set(path.parts)]
+
+
+def test_a_wheel_holds_what_the_package_reads(installed: Path) -> None:
+    """Settings of the systems, styles and scripts of reports, the marker of types."""
+    there, here = installed / "medvae3d", ROOT / "medvae3d"
+    ignored = {".py", ".pyc"}
+    read = [p for p in here.rglob("*") if p.is_file() and p.suffix not in ignored]
+    assert {"base.json", "report.css", "py.typed"} <= {path.name for path in read}
+    assert [p for p in read if not (there / p.relative_to(here)).is_file()] == []
+
+
+def test_the_package_of_a_wheel_runs_as_a_module(installed: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "medvae3d", "list", "--json"],
+        cwd=installed.parent,
+        env={**os.environ, "PYTHONPATH": str(installed)},
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert [name for name in (*NAMES, "hvae", "vqvae") if f'"{name}"' not in done.stdout] == []
