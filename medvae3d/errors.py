@@ -71,6 +71,10 @@ class StuckSamplerError(MedvaeError, RuntimeError):
     """A sampler of latents does not move: its samples would be copies of training cases."""
 
 
+class WorkerError(MedvaeError, RuntimeError):
+    """Processes that were to do the work die or do not answer."""
+
+
 __all__ = [
     name
     for name, value in list(globals().items())

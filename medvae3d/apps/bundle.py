@@ -192,6 +192,7 @@ class Bundle:
         *,
         threads: int = 2,
         preview: bool = True,
+        finish: bool = True,
         **options: Any,
     ) -> Path:
         """Makes samples and writes them; a further range of the same run may be added later.
@@ -202,6 +203,7 @@ class Bundle:
             seed: Seed of all of them.
             threads: Cases compressed and written at a time.
             preview: Whether to draw ``preview.png``.
+            finish: Whether to write the files about all cases; see `write_cases`.
             **options: As for `generate`.
 
         Returns:
@@ -212,7 +214,9 @@ class Bundle:
             RejectionError: If a sample was rejected too often. Whole cases made until then stay.
         """
         samples = self.generate(count, seed, **options)
-        write_cases(samples, out, self.recipe, samples.run, threads=threads, preview=preview)
+        write_cases(
+            samples, out, self.recipe, samples.run, threads=threads, preview=preview, finish=finish
+        )
         return Path(out)
 
     def _insert(self, request: Request, wanted: HostRequest, progress: Progress | None) -> Samples:

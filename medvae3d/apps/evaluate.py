@@ -14,17 +14,15 @@ from __future__ import annotations
 import platform
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from medvae3d import __version__
 from medvae3d.apps.console import Stopwatch
-from medvae3d.apps.evaluate_cases import Frame, Read, read_sets
+from medvae3d.apps.evaluate_cases import Frame, Read
 from medvae3d.apps.evaluate_lists import (
     CaseList,
     choose,
@@ -34,27 +32,17 @@ from medvae3d.apps.evaluate_lists import (
     subset,
 )
 from medvae3d.apps.evaluate_model import BundleModel
-from medvae3d.apps.evaluate_sections import (
-    Judged,
-    chosen_sections,
-    computed,
-    feature_names,
-    make_features,
-)
+from medvae3d.apps.evaluate_sections import Judged, chosen_sections, feature_names
+from medvae3d.apps.evaluate_work import Bar, SectionWork, Tell, compute
 from medvae3d.apps.report_files import FORMAT, Report, require_own_folder, write_report
 from medvae3d.data.datalists import SPLITS, write_datalist
 from medvae3d.data.manifests import sha256_of
 from medvae3d.errors import DataListError, SettingError
 from medvae3d.evaluation.figures import plain
 from medvae3d.evaluation.sections import Section
+from medvae3d.spreading import Engine, Here
 
 LIBRARIES = ("torch", "monai", "numpy", "scipy", "scikit-learn", "nibabel")
-# Reading takes about this share of the whole; for the bar alone.
-READING_SHARE = 0.15
-STEPS = 1000
-
-Tell = Callable[[int, int, str], None]
-"""Told what is done, what is wanted, and a few words about it."""
 
 
 def evaluate(
@@ -80,6 +68,7 @@ def evaluate(
     viewer_cases: int = 6,
     seed: int = 0,
     command: str | None = None,
+    engine: Engine | None = None,
     progress: Tell | None = None,
 ) -> dict[str, Any]:
     """Judges synthetic cases against real ones; with ``out``, also writes the report there.
@@ -110,6 +99,7 @@ def evaluate(
         viewer_cases: Cases in the viewer of the page; none for no pictures of cases at all.
         seed: Seed of everything that is random.
         command: The command line, to be recorded.
+        engine: Who computes the sections; this process, one after the other, by default.
         progress: Told how far it is.
 
     Returns:
@@ -130,32 +120,29 @@ def evaluate(
     folder = None if out is None else require_own_folder(out, kept_list)
     model = None if bundle is None else BundleModel.load(bundle, seed)
     started, watch = datetime.now(timezone.utc), Stopwatch()
-    bar = _Bar(progress, wanted)
+    bar = Bar(progress, wanted)
     lists = _lists(real, synthetic, reference, real_split, synthetic_split, paired)
     if channels is None and model is not None:
         channels = len(model.schemes)
     lists = {name: first_channels(each, channels) for name, each in lists.items()}
     lists = _drawn(lists, most, seed, paired)
-    read = read_sets(
+    work = SectionWork(
         lists,
-        spacing_mm=spacing_mm or (model.spacing_mm if model else None),
-        shape=shape or (model.shape if model else None),
-        intensity=intensity or "range",
-        schemes=model.schemes if model and intensity is None else None,
-        labels=labels or (model.labels if model else None),
-        tell=bar.reading,
-    )
-    judged = Judged(
-        read.sets["real"], read.sets["synthetic"], read.sets.get("reference"), read.frame,
-        cache(lambda: make_features(names)), seed, model, blocked=read.blocked,
-        lpips=None if lpips is None else str(lpips),
+        {
+            "spacing_mm": spacing_mm or (model.spacing_mm if model else None),
+            "shape": shape or (model.shape if model else None),
+            "intensity": intensity or "range",
+            "schemes": model.schemes if model and intensity is None else None,
+            "labels": labels or (model.labels if model else None),
+        },
+        names, seed, bundle, lpips,
     )  # fmt: skip
+    read = work.read(bar.reading)
+    judged = work.judged(read, model)
     times = {"reading": watch.seconds}
-    found: dict[str, Section] = {}
-    for name in wanted:
-        part = Stopwatch()
-        found[name] = computed(name, replace(judged, told=bar.section(name)))
-        times[name] = part.seconds
+    found = {}
+    for name, (section, seconds) in compute(work, judged, wanted, engine or Here(), bar).items():
+        found[name], times[name] = section, seconds
     settings: dict[str, Any] = {"features": list(names), "paired": paired, "most": most}
     if lpips is not None:
         settings["lpips"] = str(lpips)
@@ -177,6 +164,8 @@ def evaluate(
             "seconds": {name: round(seconds, 2) for name, seconds in times.items()},
         },
     }
+    if engine is not None and not engine.is_first:
+        return content
     if folder is not None:
         write_report(Report(content, found, judged), folder, viewer_cases)
     if kept_list is not None:
@@ -197,31 +186,6 @@ def _write_kept(section: Section, judged: Judged, listed: CaseList, path: Path) 
             f"image what its mask says. See the section on agreement."
         )
     write_datalist(path, cases, listed.info)
-
-
-class _Bar:
-    """Turns what is done in each part into one number for a bar."""
-
-    def __init__(self, tell: Tell | None, sections: Sequence[str]) -> None:
-        self.tell, self.sections = tell, list(sections)
-
-    def reading(self, done: int, wanted: int, words: str) -> None:
-        self._at(READING_SHARE * done / max(wanted, 1), words)
-
-    def section(self, name: str) -> Callable[[int, int], None]:
-        """Says that a section has begun; what is returned is told how far it is."""
-        share = (1 - READING_SHARE) / len(self.sections)
-        start = READING_SHARE + share * self.sections.index(name)
-
-        def told(done: int, wanted: int) -> None:
-            self._at(start + share * done / max(wanted, 1), name)
-
-        told(0, 1)
-        return told
-
-    def _at(self, share: float, words: str) -> None:
-        if self.tell is not None:
-            self.tell(round(STEPS * share), STEPS, words)
 
 
 def _lists(

@@ -21,6 +21,7 @@ from medvae3d.apps.console import (
     say,
     table,
 )
+from medvae3d.apps.worker_options import Ray, RayAddress, Workers, chosen_engine
 from medvae3d.errors import SettingError
 
 if TYPE_CHECKING:
@@ -121,6 +122,9 @@ def evaluate(
     seed: Annotated[str, typer.Option(metavar="S", help="Seed of all that is random.")] = "0",
     as_json: Annotated[bool, typer.Option("--json", help="Print all numbers as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+    workers: Workers = "1",
+    ray: Ray = False,
+    ray_address: RayAddress = None,
 ) -> None:
     """Judge synthetic cases against real ones: a page that opens offline, and every number.
 
@@ -137,6 +141,7 @@ def evaluate(
         "shape": None if shape is None else parse_triple(shape, "--shape", int, above=0),
         "labels": None if labels is None else parse_labels(labels),
     }
+    engine, _ = chosen_engine(workers, ray, ray_address)
     from medvae3d.apps.evaluate import evaluate as judge
 
     watch = Stopwatch()
@@ -146,8 +151,10 @@ def evaluate(
             synthetic_split=synthetic_split, sections=section, features=features, paired=paired,
             lpips=lpips, bundle=bundle, kept_list=kept, intensity=intensity,
             command=shlex.join(["medvae3d", *sys.argv[1:]]),
-            progress=None if quiet else advance, **options,
+            engine=engine, progress=None if quiet else advance, **options,
         )  # fmt: skip
+    if not engine.is_first:
+        return
     if as_json:
         say(json.dumps(content, indent=1))
     elif not quiet:

@@ -19,7 +19,9 @@ from medvae3d.apps.console import (
     progress,
     say,
 )
+from medvae3d.apps.worker_options import Ray, RayAddress, Workers, chosen_engine
 from medvae3d.errors import SettingError
+from medvae3d.spreading import Engine, Here
 
 if TYPE_CHECKING:
     from medvae3d.apps.bundle import Bundle
@@ -95,10 +97,14 @@ def generate(
     ] = False,
     device: Device = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+    workers: Workers = "1",
+    ray: Ray = False,
+    ray_address: RayAddress = None,
 ) -> None:  # fmt: skip
     """Make volumes with their masks, as a data set for nnU-Net and MONAI.
 
-    Case i depends on seed and i alone: ranges made with --start on several machines go together.
+    Case i depends on seed and i alone: ranges made with --start on several machines go together,
+    and with --workers, --ray or torchrun the folder is the same to the byte.
 
     Example: medvae3d generate sts_petct_hvae --count 20 --seed 1 --volume-ml 20:200 --out made
 
@@ -119,12 +125,13 @@ def generate(
         "allow_overlap": allow_overlap,
     }
     number, root = parse_whole(count, "--count", least=1), parse_whole(seed, "--seed")
+    engine, share = chosen_engine(workers, ray, ray_address)
     from medvae3d.apps.bundle import load_bundle
     from medvae3d.apps.demo import default_device
 
     loaded = load_bundle(bundle, device or default_device())
     require_usable(loaded, out, number, root, options)
-    write(loaded, out, number, root, options, as_json=as_json)
+    write(loaded, out, number, root, options, engine, share, as_json=as_json)
 
 
 def require_usable(
@@ -161,6 +168,8 @@ def write(
     count: int,
     seed: int,
     options: Mapping[str, Any],
+    engine: Engine | None = None,
+    workers: int = 1,
     *,
     as_json: bool = False,
 ) -> None:
@@ -175,7 +184,13 @@ def write(
             lost = sum(reasons.values())
             advance(done, wanted, f"{lost} rejected" if lost else "")
 
-        bundle.write(out, count, seed, progress=tell, **options)
+        if engine is None or isinstance(engine, Here):
+            bundle.write(out, count, seed, progress=tell, **options)
+        else:
+            from medvae3d.apps.generate_ranges import write_ranges
+
+            if not write_ranges(bundle, out, count, seed, options, engine, workers, tell):
+                return
     seconds = watch.seconds
     if as_json:
         summary = {

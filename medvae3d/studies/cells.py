@@ -10,19 +10,17 @@ from __future__ import annotations
 import csv
 import io
 import json
-import multiprocessing
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from medvae3d.data.volumes import write_bytes
 from medvae3d.errors import OutputError, SettingError
+from medvae3d.spreading import Engine, Here, OnRay, Processes
+from medvae3d.spreading import rank_and_world as rank_and_world
 
 SETTINGS_FILE = "settings.json"
 # Columns that differ between two runs of the same study.
@@ -60,11 +58,6 @@ class Cell:
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
-
-
-def rank_and_world() -> tuple[int, int]:
-    """Which process of how many this is, as ``torchrun`` says; the only one without it."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def require_same_settings(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -123,6 +116,7 @@ def run_cells(
     *,
     workers: int = 1,
     threads: int = 1,
+    ray_address: str | None = None,
     report: Report | None = None,
 ) -> None:
     """Does every cell that has not been done; under ``torchrun``, every ``WORLD_SIZE``-th of them.
@@ -133,6 +127,8 @@ def run_cells(
         folder: Folder of the study.
         workers: Processes beside each other.
         threads: Threads of each process.
+        ray_address: Address of a Ray cluster to use, ``local`` for one on this machine; its workers
+            must see the folder.
         report: Told how far it is, with the time left.
 
     Raises:
@@ -142,31 +138,10 @@ def run_cells(
     mine = list(cells)[rank::world]
     left = [cell for cell in mine if not cell_file(folder, cell).is_file()]
     tell = _Clock(len(mine), len(mine) - len(left), report)
-    if not left:
-        return
-    if workers == 1:
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            work = make_work()
-            for cell in left:
-                _do(cell, work, folder)
-                tell(cell)
-        finally:
-            torch.set_num_threads(before)
-        return
-    # Forked processes inherit locks of torch's threads and may hang; spawned ones begin afresh.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(
-        min(workers, len(left)), context, initializer=_begin, initargs=(make_work, threads)
-    )
-    try:
-        waiting = {pool.submit(_do_there, cell, folder): cell for cell in left}
-        for done in as_completed(waiting):
-            done.result()
-            tell(waiting[done])
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    where: Engine = Here(threads) if workers == 1 else Processes(workers, threads)
+    if ray_address is not None:
+        where = OnRay(workers, ray_address, threads)
+    where.run(_Begin(make_work, folder.resolve()), left, lambda cell, _: tell(cell))
 
 
 def wait_for(paths: Iterable[Path], report: Callable[[str], None] = lambda text: None) -> None:
@@ -214,17 +189,15 @@ def _do(cell: Cell, work: Work, folder: Path) -> None:
     write_bytes(path, json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
 
 
-# What a worker process does its cells with; set once when it begins.
-_works: list[Work] = []
+@dataclass(frozen=True)
+class _Begin:
+    """What a worker begins with; the cells are then written where all can read them."""
 
+    make_work: Callable[[], Work]
+    folder: Path
 
-def _begin(make_work: Callable[[], Work], threads: int) -> None:
-    torch.set_num_threads(threads)
-    _works[:] = [make_work()]
-
-
-def _do_there(cell: Cell, folder: Path) -> None:
-    _do(cell, _works[0], folder)
+    def __call__(self) -> Callable[[Cell], None]:
+        return partial(_do, work=self.make_work(), folder=self.folder)
 
 
 class _Clock:

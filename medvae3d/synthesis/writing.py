@@ -33,6 +33,7 @@ from medvae3d.synthesis.recipe import Recipe
 from medvae3d.synthesis.records import RUN_KEYS, plain, read_records, rejections, to_bytes
 
 IMAGES, LABELS, RECORDS = "imagesTr", "labelsTr", "records"
+DATASET = "dataset.json"
 PREVIEW_CASES = 6
 
 
@@ -69,7 +70,7 @@ def require_own_folder(out: str | Path, run: Mapping[str, Any]) -> Path:
                     f"{folder} holds files of another run: {part}/{path.name} is no case of "
                     f"{own}*. Choose an empty folder."
                 )
-    if not records and (folder / "dataset.json").exists():
+    if not records and (folder / DATASET).exists():
         raise OutputError(
             f"{folder} holds a dataset.json without the records of its cases, so it is of another "
             f"run. Choose an empty folder."
@@ -85,6 +86,7 @@ def write_cases(
     *,
     threads: int = 2,
     preview: bool = True,
+    finish: bool = True,
 ) -> Path:
     """Writes samples as they come, and the files about them at the end.
 
@@ -97,6 +99,9 @@ def write_cases(
         run: What all cases have in common; see `Provenance.run`.
         threads: Cases written at a time.
         preview: Whether to draw ``preview.png``.
+        finish: Whether to check the folder first and to write the files about all cases at the
+            end. If not, whoever spreads ranges over workers does both, once: `require_own_folder`
+            and `finish_folder` read every record that is there.
 
     Returns:
         Path of ``dataset.json``.
@@ -106,7 +111,7 @@ def write_cases(
     """
     if threads < 1:
         raise SettingError(f"threads is {threads}; allowed is 1 or more.")
-    folder = require_own_folder(out, run)
+    folder = require_own_folder(out, run) if finish else Path(out)
     first: Sample | None = None
     waiting: deque[Future[None]] = deque()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="medvae3d-write")
@@ -122,15 +127,37 @@ def write_cases(
     finally:
         pool.shutdown(wait=True)
         # Also after an interruption: what is whole so far is a data set.
-        records = read_records(folder)
-        if records:
-            write_bytes(folder / "dataset.json", to_bytes(describe(records, recipe)))
-    if preview and first is not None and first.inserted is None:
-        write_preview(folder, recipe)
-    elif preview and first is not None and first.record["case"] == records[0]["case"]:
+        if finish:
+            finish_folder(folder, recipe, preview=False)
+    if preview and first is not None and first.inserted is not None:
         # Of a host, only the first case is drawn, before and after: whoever makes it has both.
-        _preview_host(first, folder, recipe)
-    return folder / "dataset.json"
+        earliest = min(path.stem for path in (folder / RECORDS).glob("*.json"))
+        if first.record["case"] == earliest:
+            _preview_host(first, folder, recipe)
+    elif preview and finish and first is not None:
+        write_preview(folder, recipe)
+    return folder / DATASET
+
+
+def finish_folder(folder: Path, recipe: Recipe, *, preview: bool = True) -> None:
+    """Writes the files about all cases of a folder, from their records.
+
+    Args:
+        folder: Folder of samples.
+        recipe: Says how channels are stored.
+        preview: Whether to draw ``preview.png``; of lesions put into hosts, whoever makes the first
+            case draws it.
+    """
+    records = read_records(folder)
+    if records:
+        write_bytes(folder / DATASET, to_bytes(describe(records, recipe)))
+        if preview and records[0]["kind"] != "insertion":
+            write_preview(folder, recipe)
+
+
+def missing_cases(folder: Path, cases: Sequence[str]) -> list[str]:
+    """Those of some cases that have no record in a folder, and so have to be made."""
+    return [case for case in cases if not (folder / RECORDS / f"{case}.json").is_file()]
 
 
 def describe(records: Sequence[Mapping[str, Any]], recipe: Recipe) -> dict[str, Any]:
