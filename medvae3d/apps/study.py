@@ -40,13 +40,13 @@ from medvae3d.data.volumes import write_bytes
 from medvae3d.errors import DataListError, SettingError
 from medvae3d.evaluation.cases import MIN_VOXELS, Cases
 from medvae3d.seeding import derive_seed
+from medvae3d.spreading import rank_and_world
 from medvae3d.studies.case_form import CaseForm
 from medvae3d.studies.cells import (
     Cell,
     Report,
     cell_file,
     cells_csv,
-    rank_and_world,
     require_same_settings,
     run_cells,
     wait_for,
@@ -156,6 +156,7 @@ def segmentation_study(
     options: SegmentationOptions | None = None,
     *,
     workers: int = 1,
+    ray_address: str | None = None,
     export_nnunet: bool = False,
     device: str | None = None,
     say: Say = lambda text: None,
@@ -170,6 +171,7 @@ def segmentation_study(
         out: Folder of the study; finished cells in it are kept.
         options: What is compared.
         workers: Processes beside each other, one thread each.
+        ray_address: Ray cluster that does the cells, ``local`` for one on this machine.
         export_nnunet: Whether to write each arm as a raw data set of nnU-Net as well.
         device: Where generators are fitted and asked; segmenters always train on the CPU, where
             the same seed gives the same scores.
@@ -182,7 +184,10 @@ def segmentation_study(
     study = _Study(datalist, bundles, Path(out), options or SegmentationOptions(), device, say)
     missing = [cell for cell in study.cells if not cell_file(study.folder, cell).is_file()]
     design = study.design(missing if not export_nnunet else study.cells)
-    run_cells(study.cells, design.begin, study.folder, workers=workers, report=report)
+    run_cells(
+        study.cells, design.begin, study.folder,
+        workers=workers, ray_address=ray_address, report=report,
+    )  # fmt: skip
     found = study.results(design)
     if export_nnunet and rank_and_world()[0] == 0:
         study.export(design)

@@ -20,6 +20,7 @@ from medvae3d.apps.console import (
     progress,
     say,
 )
+from medvae3d.apps.worker_options import Ray, RayAddress, Workers, address_of
 
 if TYPE_CHECKING:
     from medvae3d.studies.classification.tasks import Images, Task
@@ -171,9 +172,9 @@ def classification(
     seed: Annotated[
         str, typer.Option(metavar="S", help="Seed of patches and of the choice of cases.")
     ] = "0",
-    workers: Annotated[
-        str, typer.Option(metavar="K", help="Processes beside each other, one thread each.")
-    ] = "1",
+    workers: Workers = "1",
+    ray: Ray = False,
+    ray_address: RayAddress = None,
 ) -> None:
     """Compare classifiers trained with and without synthetic images on real, unseen cases.
 
@@ -216,8 +217,9 @@ def classification(
     notice(f"task {made.name}: {made.counts('training')} in training, in {duration(watch.seconds)}")
     with progress("cells") as advance:
         found = classification_study(
-            made, out, options, workers=processes, report=in_lines(advance, "cell"), samples=extra
-        )
+            made, out, options, workers=processes, ray_address=address_of(ray, ray_address),
+            report=in_lines(advance, "cell"), samples=extra,
+        )  # fmt: skip
     say(found.table)
     say(found.shown)
     for note in found.notes:

@@ -9,6 +9,7 @@ import typer
 
 from medvae3d.apps import study_classification
 from medvae3d.apps.console import Stopwatch, duration, in_lines, notice, parse_whole, progress, say
+from medvae3d.apps.worker_options import Ray, RayAddress, Workers, address_of
 
 app = typer.Typer(
     no_args_is_help=True, help="Measure what synthetic data is worth on real, unseen cases."
@@ -80,9 +81,6 @@ def segmentation(
     seed: Annotated[
         str, typer.Option(metavar="S", help="Seed of the choice of cases and of the samples.")
     ] = "0",
-    workers: Annotated[
-        str, typer.Option(metavar="K", help="Processes beside each other, one thread each.")
-    ] = "1",
     export_nnunet: Annotated[
         bool, typer.Option("--export-nnunet", help="Write each arm as a data set of nnU-Net v2.")
     ] = False,
@@ -92,6 +90,9 @@ def segmentation(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print study.json: what was asked, and every row.")
     ] = False,
+    workers: Workers = "1",
+    ray: Ray = False,
+    ray_address: RayAddress = None,
 ) -> None:
     """Compare segmenters trained with and without synthetic pairs on real, unseen cases.
 
@@ -139,6 +140,7 @@ def segmentation(
             out,
             options,
             workers=counts[3],
+            ray_address=address_of(ray, ray_address),
             export_nnunet=export_nnunet,
             device=device,
             say=notice,

@@ -19,8 +19,7 @@ from typing import Any
 
 from medvae3d.data.volumes import write_bytes
 from medvae3d.errors import OutputError, SettingError
-from medvae3d.spreading import Engine, Here, OnRay, Processes
-from medvae3d.spreading import rank_and_world as rank_and_world
+from medvae3d.spreading import Engine, Here, OnRay, Processes, rank_and_world
 
 SETTINGS_FILE = "settings.json"
 # Columns that differ between two runs of the same study.

@@ -20,12 +20,12 @@ from medvae3d import __version__
 from medvae3d.data.volumes import write_bytes
 from medvae3d.errors import SettingError
 from medvae3d.evaluation.sections import Measure
+from medvae3d.spreading import rank_and_world
 from medvae3d.studies.cells import (
     Cell,
     Report,
     cell_file,
     cells_csv,
-    rank_and_world,
     require_same_settings,
     run_cells,
     wait_for,
@@ -107,6 +107,7 @@ def classification_study(
     options: ClassificationOptions | None = None,
     *,
     workers: int = 1,
+    ray_address: str | None = None,
     report: Report | None = None,
     preset: Preset | None = None,
     samples: Images | None = None,
@@ -118,6 +119,7 @@ def classification_study(
         out: Folder of the study.
         options: What is compared.
         workers: Processes beside each other.
+        ray_address: Ray cluster that does the cells, ``local`` for one on this machine.
         report: Told about each cell.
         preset: A preset of one's own, instead of that of ``options``.
         samples: Images of the arm ``samples``, which is added if they are given.
@@ -167,7 +169,7 @@ def classification_study(
     }
     require_same_settings(folder, settings)
     design = Design(task, options.split, chosen, folder, most, options.seed, samples)
-    run_cells(cells, design.begin, folder, workers=workers, report=report)
+    run_cells(cells, design.begin, folder, workers=workers, ray_address=ray_address, report=report)
     if rank_and_world()[0]:
         return FoundClasses(folder, "", "", 0, len(cells), ())
     return _results(design, cells, settings)
