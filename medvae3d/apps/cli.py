@@ -22,6 +22,7 @@ from medvae3d.apps import (
     export_command,
     fill_command,
     generate_command,
+    impute_command,
     label_command,
     study_commands,
 )
@@ -56,6 +57,7 @@ app = typer.Typer(
 )
 app.command(rich_help_panel="Make")(generate_command.generate)
 app.command(rich_help_panel="Make")(fill_command.fill)
+app.command(rich_help_panel="Make")(impute_command.impute)
 app.command(rich_help_panel="Make")(explore_command.explore)
 app.command(rich_help_panel="Make")(bundle_commands.demo)
 app.command("list", rich_help_panel="Make")(bundle_commands.list_all)

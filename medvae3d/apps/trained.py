@@ -20,6 +20,8 @@ from medvae3d.data.nifti import write_bytes
 from medvae3d.errors import OutputError, SettingError
 
 RUN_FILE = "run.json"
+LACKING = "training_cases_lacking_a_channel"
+"""Entry of that file with their number, where there were any."""
 # What every configuration of a bundle says alike: the network, and what goes into it.
 SHARED = (
     "channels", "labels", "spacing", "spatial_shape", "attributes", "classes", "network_def",

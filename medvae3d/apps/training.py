@@ -32,7 +32,7 @@ from medvae3d.apps.settings import changed, parse_changes, read_settings
 from medvae3d.apps.sources import is_system, require_source
 from medvae3d.apps.surroundings import Reporter, Say, own_errors, quiet, stopping
 from medvae3d.apps.systems import write_system_bundle
-from medvae3d.apps.trained import read_run, require_same_run, write_bundle, write_run
+from medvae3d.apps.trained import LACKING, read_run, require_same_run, write_bundle, write_run
 from medvae3d.apps.trust import require_trusted
 from medvae3d.data.datalists import SPLITS, DataList, read_datalist
 from medvae3d.data.integrity import check
@@ -299,7 +299,9 @@ def _circumstances(datalist: DataList) -> dict[str, Any]:
     """Versions and data that a run was begun with."""
     import monai
 
+    lacking = sum(bool(case.missing) for case in datalist.split("training"))
     return {
+        **({LACKING: lacking} if lacking else {}),
         "datalist": Path(str(datalist.path)).name,
         "cases": {split: len(datalist.split(split)) for split in SPLITS},
         # A study asks whether the generator has seen what it is judged on.

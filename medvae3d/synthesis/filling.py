@@ -93,12 +93,14 @@ def fill_region(
         params.append(pair)
     normalised = torch.stack(rows)
     box = _box_around(inside, recipe)
-    shown, valid = _crop(normalised, box, recipe.spatial_shape)
-    hole, _ = _crop(torch.from_numpy(inside[None].astype(np.float32)), box, recipe.spatial_shape, 0)
+    shown, valid = cut_box(normalised, box, recipe.spatial_shape)
+    hole, _ = cut_box(
+        torch.from_numpy(inside[None].astype(np.float32)), box, recipe.spatial_shape, 0
+    )
     batch = {"image": shown[None], "valid": valid[None], "region": hole[None], "mask": hole[None]}
     if wanted is not None:
-        labels = _labels_to_frame(frame, wanted, recipe)
-        told, _ = _crop(torch.from_numpy(labels[None]).float(), box, recipe.spatial_shape, 0)
+        labels = labels_to_frame(frame, wanted, recipe)
+        told, _ = cut_box(torch.from_numpy(labels[None]).float(), box, recipe.spatial_shape, 0)
         batch["wanted"] = told[None]
     count = len(generators)
     batch = {name: v.to(device).expand(count, *v.shape[1:]) for name, v in batch.items()}
@@ -152,7 +154,7 @@ def _box_around(inside: Mask, recipe: Recipe) -> tuple[int, int, int]:
     return start[0], start[1], start[2]
 
 
-def _crop(
+def cut_box(
     x: Tensor, start: Sequence[int], shape: Sequence[int], fill: float = FILL
 ) -> tuple[Tensor, Tensor]:
     """A box of a volume, and where it lies in it; beyond its border is ``fill``."""
@@ -168,7 +170,7 @@ def _crop(
     return made, valid
 
 
-def _labels_to_frame(frame: Frame, label: NDArray[np.integer], recipe: Recipe) -> NDArray[np.int64]:
+def labels_to_frame(frame: Frame, label: NDArray[np.integer], recipe: Recipe) -> NDArray[np.int64]:
     """A label map in the frame: each value as a map of its own, of which the largest wins."""
     shares = np.stack([frame.to_frame(label == value) for value in recipe.values])
     return np.asarray(recipe.values)[shares.argmax(0)]
