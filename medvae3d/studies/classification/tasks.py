@@ -34,6 +34,11 @@ class Images:
     x: Tensor = field(repr=False)
     y: Tensor
 
+    def __post_init__(self) -> None:
+        # Read from files, images carry a grid along. What generators make of them would have it
+        # too, which is wrong, and is not read back from a file of tensors alone.
+        object.__setattr__(self, "x", self.x.as_subclass(Tensor))
+
     def __len__(self) -> int:
         return len(self.y)
 

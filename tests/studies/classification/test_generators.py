@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from monai.data import MetaTensor
 
 from medvae3d.errors import SettingError
 from medvae3d.studies.classification.generators import (
@@ -17,6 +18,7 @@ from medvae3d.studies.classification.generators import (
 from medvae3d.studies.classification.presets import PRESETS, parts_of
 from medvae3d.studies.classification.quality import quality_of, step_size
 from medvae3d.studies.classification.recipes import RECIPES, strides_for
+from medvae3d.studies.classification.tasks import Images
 from medvae3d.studies.classification.work import copying, noise_like
 
 SIZES = {"channels": (4, 8), "latent_channels": 4}
@@ -156,6 +158,13 @@ def test_quality_tells_smooth_images_from_sharp_ones(balls):
     found = quality_of(generators, made, real, balls.training(4, 1), 0)
     assert 0 < found["sharpness"] < 1 and found["twice"] is None and found["psnr"] > 0
     assert quality_of(generators, real, real, real, 0)["sharpness"] == 1
+
+
+@pytest.mark.parametrize("recipe", ["bound", "noise_gan_posterior"])
+def test_images_that_are_made_do_not_carry_the_grid_of_those_that_were_read(balls, recipe):
+    read = Images(MetaTensor(balls.images.x[:6]), torch.tensor([0, 1] * 3))
+    made = fit_generators(read, replace(HOW[recipe], steps=2), 0).sample(2, 0)
+    assert type(made.x) is torch.Tensor
 
 
 def test_unknown_recipes_and_noises_are_named():
