@@ -110,8 +110,9 @@ def segmentation(
             (workers, "--workers", 1),
         )
     ]
-    from medvae3d.apps.study import ALL_ARMS, SegmentationOptions, segmentation_study
+    from medvae3d.apps.study import segmentation_study
     from medvae3d.apps.study_inputs import parse_bundles, parse_numbers
+    from medvae3d.apps.study_options import ALL_ARMS, SegmentationOptions
     from medvae3d.errors import SettingError
 
     if filter_by not in (None, "agreement"):
