@@ -74,7 +74,7 @@ def evaluate(
     """Judges synthetic cases against real ones; with ``out``, also writes the report there.
 
     Args:
-        real: Data list of real cases, or a folder with ``dataset.json``.
+        real: Data list of real cases, or a folder with ``dataset.json`` or ``datalist.json``.
         synthetic: The same of synthetic cases.
         reference: The same of real cases that no model was trained on; if not given, the
             validation and testing cases of the real list that ``real_split`` leaves.

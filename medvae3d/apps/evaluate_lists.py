@@ -20,10 +20,11 @@ from medvae3d.data.datalists import (
     require_all_channels,
     require_files,
 )
-from medvae3d.errors import DataListError, LabelError, SettingError
+from medvae3d.errors import DataListError, LabelError, SettingError, UnreadableFileError
 from medvae3d.seeding import derive_seed
 
-DATASET = "dataset.json"
+# As `generate` and nnU-Net, and as `data phantom` and `data import` name it.
+IN_FOLDER = ("dataset.json", "datalist.json")
 ALL = "all"
 
 
@@ -54,7 +55,7 @@ def open_list(path: str | Path) -> DataList:
     """Reads a MONAI data list, a folder that ``generate`` made, or one of nnU-Net's raw data sets.
 
     Args:
-        path: The JSON file, or a folder with ``dataset.json``.
+        path: The JSON file, or a folder with ``dataset.json`` or ``datalist.json``.
 
     Raises:
         UnreadableFileError: If it is not there.
@@ -62,7 +63,13 @@ def open_list(path: str | Path) -> DataList:
     """
     path = Path(path)
     if path.is_dir():
-        path = path / DATASET
+        found = [path / name for name in IN_FOLDER if (path / name).is_file()]
+        if not found:
+            raise UnreadableFileError(
+                f"{path} is a folder without {' or '.join(IN_FOLDER)}. Give the data list itself, "
+                f"or make one with `medvae3d data import`."
+            )
+        path = found[0]
     content = read_json(path, "data list")
     lists_cases = any(SPLIT_ALIASES.get(key, key) in SPLITS for key in content)
     if "file_ending" in content and not lists_cases:

@@ -120,7 +120,8 @@ def _entry(cases: Cases, row: int, kind: str, judged: Judged, budget: int) -> di
     step = max(1, int(np.ceil((voxels / budget) ** (1 / 3))))
     if step > 1:
         image = F.avg_pool3d(image, step, ceil_mode=True)
-        mask = F.interpolate(mask, image.shape[2:], mode="nearest")
+        # The first of the voxels that are averaged would move masks, and lose those of one voxel.
+        mask = F.max_pool3d(mask, step, ceil_mode=True)
     spacing = [size * step for size in judged.frame.spacing_mm]
     grey = (255 * image[0]).round().to(torch.uint8).numpy()
     volumes = [*grey, mask[0, 0].to(torch.uint8).numpy()]

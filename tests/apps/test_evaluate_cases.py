@@ -230,6 +230,15 @@ def test_a_raw_data_set_of_nnunet_is_a_list(tmp_path):
     assert "la_01 has 1 channels, la_02 has 2" in read_sets(odd).blocked["image"]
 
 
+def test_a_folder_is_opened_by_the_list_in_it_and_one_without_is_told(tmp_path):
+    path = write_list(tmp_path, volumes(2, 0), boxes(2))
+    path = path.rename(path.with_name("datalist.json"))
+    assert len(open_list(path.parent).cases) == 2
+    path.unlink()
+    with pytest.raises(UnreadableFileError, match="folder without dataset.json or datalist.json"):
+        open_list(tmp_path)
+
+
 def test_cases_of_one_name_can_be_told_apart(tmp_path):
     path = write_list(tmp_path, volumes(2, 0), boxes(2))
     path.write_text(path.read_text().replace('case_001"', 'case_000"'))

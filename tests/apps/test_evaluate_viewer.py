@@ -76,7 +76,10 @@ def test_large_volumes_are_made_smaller_and_keep_their_extent(judged, monkeypatc
     small = volume(held["files"][0])
     assert held["step"] == 2 and small.shape == (6, 5, 4)
     assert np.allclose(small.header.get_zooms(), [2 * s for s in SPACING])
-    assert volume(held["files"][-1]).get_fdata().max() > 0
+    mask = volume(held["files"][-1]).get_fdata()
+    assert [int(mask[at, 2, 1]) for at in range(6)] == [0, 1, 1, 0, 0, 0]
+    # A label of one voxel can still be seen.
+    assert mask[4, 4, 3] == 2
 
 
 def test_the_module_is_found_in_the_text_of_a_widget():
