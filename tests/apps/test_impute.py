@@ -12,9 +12,12 @@ import pytest
 import tiny_bundles as tiny
 import torch
 
+from medvae3d.apps.bundle import load_bundle
+from medvae3d.apps.training import train
 from medvae3d.data.datalists import Case, read_datalist, write_datalist
 from medvae3d.data.integrity import check
-from medvae3d.data.volumes import write_volume
+from medvae3d.data.phantom import write_phantoms
+from medvae3d.data.volumes import read_volume, write_volume
 from medvae3d.errors import SettingError
 from medvae3d.geometry import Grid
 from medvae3d.models.zoo import dcgan, pavae, vae, vqvae
@@ -281,3 +284,65 @@ def test_the_box_is_where_training_had_it(size, wanted):
     done = PadCropd(["x"], (wanted, 2, 2), value=0)({"x": ramp})["x"][0, :, 0, 0]
     first = int((done > 0).nonzero()[0])
     assert _middle((size, 2, 2), (wanted, 2, 2))[0] == int(done[first]) - 1 - first
+
+
+def error(found: np.ndarray, truth: np.ndarray) -> float:
+    """Root of the mean squared error within the head, in native units."""
+    inside = truth > 0.1 * truth.max()
+    return float(np.sqrt(np.square(found - truth)[inside].mean()))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_what_is_made_is_nearer_to_the_truth_than_the_mean_and_than_samples(cli, tmp_path):
+    """A third of the training cases lack a channel; each channel is then made from the other.
+
+    The decoded mean is held against the mean of the channel, a draw against a draw that was told
+    nothing. On one run: 73 and 76 against 89 and 88; 81 and 89 against 95 and 100.
+    """
+    listed = read_datalist(write_phantoms(tmp_path / "all", 48, 0, shape=(16, 20, 16),
+                                          spacing=(10.0, 10.0, 10.0)))  # fmt: skip
+    cases = [
+        without(case, number // 3 % 2) if case.split == "training" and number % 3 == 0 else case
+        for number, case in enumerate(listed)
+    ]
+    seen = [case for case in cases if case.split != "testing"]
+    write_datalist(tmp_path / "seen.json", seen, listed.info)
+    short = {"max_epochs": 4, "epoch_length": 100, "batch_size": 4, "prior_passes": 2,
+             "val_interval": 4, "tensorboard": False, "learning_rate": 0.003,
+             "network_def#channels": [8, 16], "network_def#latent_channels": 4}  # fmt: skip
+    changes = [f"{key}={json.dumps(value)}" for key, value in short.items()]
+    train("vae", tmp_path / "seen.json", tmp_path / "vae", seed=1, changes=changes)
+    samples = [np.asarray(s.image) for s in load_bundle(tmp_path / "vae").generate(6, seed=3)]
+    unseen = listed.split("testing")
+    assert len(unseen) >= 5
+    for lost in (0, 1):
+        path = tmp_path / f"without_{lost}.json"
+        write_datalist(path, [without(case, lost) for case in unseen], listed.info)
+        for words in (["--likeliest"], ["--count", "2"]):
+            out = tmp_path / f"{lost}{words[0]}"
+            done = cli("impute", tmp_path / "vae", "--datalist", path, "--out", out, *words)
+            assert done.code == 0 and "warning" not in done.error
+        having = [case.channels[lost] for case in seen if lost not in case.missing]
+        known = np.stack([read_volume(file).array for file in having])
+        mean = known[known > 0.1 * known.max()].mean()
+        errors: dict[str, list[float]] = {}
+        for case in unseen:
+            truth = read_volume(case.image[lost]).array
+            made = {
+                words: [
+                    read_volume(file).array
+                    for file in sorted((tmp_path / f"{lost}{words}" / "images").glob(
+                        f"{case.name}_*_{lost:04d}.nii.gz"))
+                ]
+                for words in ("--likeliest", "--count")
+            }  # fmt: skip
+            made |= {
+                "sample": [each[lost] for each in samples],
+                "mean": [np.full(truth.shape, mean)],
+            }
+            for name, volumes in made.items():
+                errors.setdefault(name, []).append(np.mean([error(v, truth) for v in volumes]))
+        found = {name: float(np.mean(values)) for name, values in errors.items()}
+        assert found["--likeliest"] < 0.95 * found["mean"], found
+        assert found["--count"] < 0.95 * found["sample"], found
