@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import nn
 
 from medvae3d.apps.trust import require_trusted
 from medvae3d.errors import BundleError, MedvaeError, SettingError
+from medvae3d.files import load_json
 from medvae3d.flows.pairs import CasePairs
 from medvae3d.training.checkpoints import load_state
 
@@ -75,12 +75,12 @@ def read_json(path: Path) -> dict[str, Any]:
         BundleError: If there is none.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = load_json(path)
     except FileNotFoundError as error:
         raise BundleError(
             f"{path} does not exist; a bundle needs it. Restore it, or check the path."
         ) from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise BundleError(f"{path} cannot be read as JSON: {error}. Restore the file.") from error
     if not isinstance(found, dict):
         raise BundleError(f"{path} holds a {type(found).__name__}; expected names with values.")

@@ -6,13 +6,13 @@ Importing this module costs nothing, so that listing, help and shell completion 
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from medvae3d.errors import BundleError
+from medvae3d.files import load_json
 from medvae3d.models.systems.files import system_names
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -106,8 +106,8 @@ def manifest_files() -> dict[str, Path]:
 def _entry(root: Path) -> Entry:
     path = root / "configs" / "metadata.json"
     try:
-        metadata = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        metadata = load_json(path)
+    except (OSError, ValueError) as error:
         raise BundleError(f"{path} cannot be read as JSON: {error}. Restore the file.") from error
     return Entry(
         name=root.name,

@@ -14,6 +14,7 @@ from medvae3d import __version__
 from medvae3d.apps import catalogue
 from medvae3d.apps.console import say
 from medvae3d.errors import BundleError, SettingError, UnreadableFileError
+from medvae3d.files import load_json
 from medvae3d.models.registry import SYSTEMS, Paper
 
 DOI = re.compile(r"\b10\.\d{4,}/[^\s,;]+")
@@ -81,7 +82,8 @@ def _of_bundle(root: Path) -> tuple[tuple[Paper, ...], list[str]]:
     metadata = _read(root / "configs" / "metadata.json")
     texts = metadata.get("cite") or metadata.get("references") or []
     config = root / "configs" / "inference.json"
-    target = _read(config).get("network_def", {}).get("_target_", "") if config.is_file() else ""
+    network = _read(config).get("network_def") if config.is_file() else None
+    target = network.get("_target_", "") if isinstance(network, dict) else ""
     system = SYSTEMS.get(str(target).rpartition(".")[2])
     return (system.papers if system else ()), _texts(texts, root)
 
@@ -111,8 +113,8 @@ def _texts(found: Any, where: Path) -> list[str]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = load_json(path)
+    except (OSError, ValueError) as error:
         raise UnreadableFileError(f"{path} cannot be read as JSON: {error}. Restore it.") from error
     if not isinstance(content, dict):
         raise UnreadableFileError(f"{path} holds no JSON object. Restore it.")

@@ -26,10 +26,12 @@ from medvae3d.apps import (
     label_command,
     study_commands,
 )
+from medvae3d.apps.console import refuse
 from medvae3d.apps.run_options import with_run_options
 from medvae3d.errors import MedvaeError
 
 INPUT_ERROR, INTERRUPTED = 2, 130
+LESS_MEMORY = "Give smaller volumes or fewer of them, or close other programs."
 
 
 class Commands(TyperGroup):
@@ -39,7 +41,14 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except MedvaeError as error:
-            typer.echo(f"error: {error}", err=True)
+            refuse(str(error))
+            raise typer.Exit(INPUT_ERROR) from None
+        except MemoryError as error:
+            cause = f" ({error})" if str(error) else ""
+            refuse(f"memory ran out{cause}. {LESS_MEMORY}")
+            raise typer.Exit(INPUT_ERROR) from None
+        except RecursionError:
+            refuse("a file is nested too deeply. Correct it.")
             raise typer.Exit(INPUT_ERROR) from None
         except KeyboardInterrupt:
             typer.echo("interrupted", err=True)

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
+import typer
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -19,8 +20,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from medvae3d.errors import SettingError
+from medvae3d.files import printable
 
 Number = TypeVar("Number", int, float)
 # Columns of a table that goes to a file or a pipe, where there is no window to fit into.
@@ -57,12 +60,17 @@ def quietly(is_quiet: bool = True) -> Iterator[None]:
 
 def say(text: str) -> None:
     """Prints a line of results, neither wrapped nor coloured: paths in it can be copied."""
-    output().print(text, soft_wrap=True, markup=False)
+    output().print(printable(text), soft_wrap=True, markup=False)
 
 
 def notice(text: str) -> None:
     """Prints a line about how it goes, neither wrapped nor coloured."""
-    notices().print(text, soft_wrap=True, markup=False)
+    notices().print(printable(text), soft_wrap=True, markup=False)
+
+
+def refuse(text: str) -> None:
+    """Prints why a command leaves with 2, as the command line itself does."""
+    typer.echo(f"error: {printable(text)}", err=True)
 
 
 # -- options ------------------------------------------------------------------------------------
@@ -143,7 +151,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
     for column in columns:
         made.add_column(column.removeprefix(">"), justify="right" if column[:1] == ">" else "left")
     for row in rows:
-        made.add_row(*(text_of(value) for value in row))
+        made.add_row(*(Text(printable(text_of(value))) for value in row))
     return made
 
 

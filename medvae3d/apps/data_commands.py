@@ -15,6 +15,7 @@ from medvae3d.apps.console import (
     parse_triple,
     parse_whole,
     progress,
+    refuse,
     say,
     table,
     text_of,
@@ -63,6 +64,8 @@ def check(
     if report not in (None, "-"):
         write_bytes(report, found.to_json().encode() + b"\n")
         say(f"report: {report}")
+    if found.unreadable:
+        refuse(f"{len(found.unreadable)} files cannot be read: {found.unreadable[0].text}")
     context.exit(found.exit_code)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from medvae3d.data.datalists import (
     SPLIT_ALIASES,
     SPLITS,
+    VOLUME_SUFFIXES,
     Case,
     DataList,
     read_datalist,
@@ -80,6 +81,11 @@ def open_list(path: str | Path) -> DataList:
 def _open_nnunet(path: Path, content: Mapping[str, Any]) -> DataList:
     """The cases of a raw data set of nnU-Net v2, which are named by their files alone."""
     ending = str(content["file_ending"])
+    if ending not in VOLUME_SUFFIXES:
+        raise DataListError(
+            f"{path} has file_ending {ending!r}; allowed are {' and '.join(VOLUME_SUFFIXES)}. "
+            f"Convert the volumes, and correct it there."
+        )
     numbered = re.compile(rf"(.+)_\d{{4}}{re.escape(ending)}")
     cases = []
     for part, split in (("Tr", "training"), ("Ts", "testing")):

@@ -20,10 +20,10 @@ from monai.transforms import Orientationd
 from medvae3d.apps.evaluate_lists import CaseList
 from medvae3d.data.datalists import Case
 from medvae3d.data.manifests import sha256_of
-from medvae3d.data.nifti import grid_of
+from medvae3d.data.nifti import grid_of, read_header, stored_shape
 from medvae3d.data.transforms import LabelSpacingd, SafeSpacingd
 from medvae3d.data.volumes import Volume, read_mask, read_volume
-from medvae3d.errors import DataListError, GridMismatchError, UnreadableFileError
+from medvae3d.errors import DataListError, GridMismatchError
 
 Tell = Callable[[int, int, str], None]
 """Told what is done, what is wanted, and a few words about it."""
@@ -185,15 +185,9 @@ def header_of(case: Case) -> Header:
     """
     channels, grid = 0, None
     for file in case.image:
-        try:
-            header: Any = nib.load(file).header
-        except Exception as error:  # nibabel raises many kinds, from zlib's to its own
-            raise UnreadableFileError(
-                f"image of {case.name} {file} cannot be read: {error}. It has to be a whole NIfTI "
-                f"file; get it again, or take the case out of the data list."
-            ) from error
+        header = read_header(file, f"image of {case.name} {file}")
         grid = grid or grid_of(header, f"image of {case.name} {file}")
-        shape = header.get_data_shape()
+        shape = stored_shape(header)
         channels += int(shape[3]) if len(shape) > 3 else 1
     if grid is None:
         raise DataListError(f"case {case.name} has no image; a report needs one of each case.")

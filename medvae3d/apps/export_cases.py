@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,12 +13,14 @@ from medvae3d.data.datalists import Case, DataList, read_json
 from medvae3d.data.nifti import grid_of, read_stored, write_stored
 from medvae3d.data.volumes import write_bytes
 from medvae3d.errors import DataListError
+from medvae3d.files import json_bytes
 
 
 def facts_of(case: Case, listed: DataList) -> dict[str, Any]:
     """What a sidecar says: whether the case is synthetic, and its record if it has one."""
     path = listed.root / "records" / f"{case.name}.json"
-    record = read_json(path, "record") if path.is_file() else {}
+    is_beside = Path(case.name).name == case.name  # a name may be anything, also ../x
+    record = read_json(path, "record") if is_beside and path.is_file() else {}
     synthetic = bool(record.get("synthetic", listed.info.get("synthetic", False)))
     words = "synthetic, made by a generative model" if synthetic else "as in the data list"
     facts: dict[str, Any] = {"Synthetic": synthetic, "Description": words}
@@ -70,4 +71,4 @@ def copy_volume(path: Path, place: Path) -> None:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes JSON; the same content gives the same bytes."""
-    write_bytes(path, json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n")
+    write_bytes(path, json_bytes(content))

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from medvae3d import __version__
 from medvae3d.apps.bundle import Bundle, load_bundle
+from medvae3d.apps.bundle_files import read_json
 from medvae3d.apps.figure_cases import CaseSource, Say
 from medvae3d.data.augmentation import Augmentation
 from medvae3d.errors import MedvaeError, SettingError
@@ -379,7 +380,7 @@ def _augmentation_of(bundle: Bundle) -> Augmentation | None:
     path = bundle.root / "configs" / "train.json"
     if not path.is_file():
         return None
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = read_json(path)
     settings = config.get("train", {}).get("augmentation", {}).get("config")
     return None if settings is None else Augmentation.from_config(settings)
 

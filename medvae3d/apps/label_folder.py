@@ -8,6 +8,7 @@ from pathlib import Path
 
 from medvae3d.apps.bundle import find_bundle
 from medvae3d.apps.segmenter_bundle import SUFFIX, write_segmenter
+from medvae3d.apps.trust import require_inside, require_trusted
 from medvae3d.data.staging import staged_folder
 from medvae3d.errors import BundleError, SettingError
 
@@ -46,6 +47,9 @@ def write_app(out: str | Path, bundles: Sequence[str | Path]) -> Path:
     for root in roots:
         if not (root / "models" / "model.pt").is_file():
             raise BundleError(f"{root} has no models/model.pt. Train the bundle first.")
+    for root in roots:
+        require_trusted(root)
+        require_inside(root)
     with staged_folder(out) as folder:
         (folder / "main.py").write_text(ENTRY, encoding="utf-8")
         for root in roots:

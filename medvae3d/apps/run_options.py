@@ -27,8 +27,10 @@ import typer
 from medvae3d.apps.console import Stopwatch, quietly
 from medvae3d.apps.trust import trusting
 from medvae3d.errors import MedvaeError, OutputError, SettingError
+from medvae3d.files import is_plain, load_text, parse_json
 
 OPTIONS_FILE = "options.json"
+LARGEST_CONFIG = 1 << 20
 VERSIONS = ("medvae3d", "torch", "monai", "numpy", "nibabel", "SimpleITK", "torchio")
 PANEL = "Every command"
 # Ranges of one run are put together file by file, so nothing may lie there that is of one range
@@ -93,6 +95,7 @@ def with_run_options(function: Callable[..., None]) -> Callable[..., None]:
         quiet, report = values["quiet"], values["report_file"]
         trust = values["trust"]
         given = {name: value for name, value in values.items() if name in own}
+        require_plain(values)
         with quietly(quiet), reported(ctx, report), trusting(trust):
             function(**given)
         _leave_options(ctx)
@@ -150,6 +153,21 @@ def reported(ctx: typer.Context, path: Path | None) -> Iterator[None]:
                 "outputs": _outputs(ctx),
             }
             _write(path, facts)
+
+
+def require_plain(values: Mapping[str, Any]) -> None:
+    """Refuses what no record of a run could hold: text that is not UTF-8, and control characters.
+
+    Raises:
+        SettingError: If there is such a value.
+    """
+    for name, value in values.items():
+        for each in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(each, (str, Path)) and not is_plain(str(each)):
+                raise SettingError(
+                    f"{name.replace('_', '-')} is {str(each)!r}, which is not UTF-8 or holds "
+                    f"control characters. Rename the file."
+                )
 
 
 def effective(ctx: typer.Context) -> dict[str, Any]:
@@ -212,19 +230,16 @@ def read_config(path: Path, command: Any) -> dict[str, Any]:
 def _parsed(path: Path) -> dict[str, Any]:
     import yaml
 
+    from medvae3d.apps.yaml_files import parse_yaml
+
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = load_text(path, LARGEST_CONFIG)
+    except (OSError, ValueError) as error:
         raise SettingError(f"--config {path} cannot be read: {error}. Name a text file.") from error
     try:
         # Not the values that YAML 1.1 makes of text: it reads 2:30 as 150, and no as false.
-        load = (
-            json.loads
-            if path.suffix == ".json"
-            else functools.partial(yaml.load, Loader=yaml.BaseLoader)
-        )
-        content = load(text)
-    except (ValueError, RecursionError) as error:
+        content = parse_json(text) if path.suffix == ".json" else parse_yaml(text)
+    except ValueError as error:
         raise SettingError(f"--config {path} is no JSON: {error}. Correct it.") from error
     except yaml.YAMLError as error:
         cause = " ".join(str(error).split())

@@ -16,6 +16,7 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from medvae3d.errors import BundleError, SettingError
+from medvae3d.files import load_json
 
 # Names that have an option of their own, or follow from --out.
 RESERVED = {
@@ -61,15 +62,27 @@ def read_settings(root: Path, recipe: str | None = None) -> dict[str, Any]:
             )
         files.append(root / "configs" / f"{recipe}.json")
     try:
+        for path in files:
+            require_object(load_json(path))
         return dict(ConfigParser.load_config_files([str(path) for path in files]))
     except FileNotFoundError:
         raise BundleError(
             f"{files[0]} does not exist; a bundle that can be trained has it. Restore it, or take "
             f"another bundle."
         ) from None
-    except (ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         names = " or ".join(map(str, files))
         raise BundleError(f"{names} is not JSON: {error}. Restore the file.") from error
+
+
+def require_object(content: Any) -> None:
+    """Checks that JSON is an object.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not isinstance(content, dict):
+        raise ValueError(f"it holds a {type(content).__name__}, not names with values")
 
 
 def changed(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

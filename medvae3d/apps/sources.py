@@ -6,7 +6,7 @@ from pathlib import Path
 
 from medvae3d.apps.bundle import find_bundle
 from medvae3d.apps.catalogue import shipped_bundles, unknown
-from medvae3d.apps.trust import require_trusted
+from medvae3d.apps.trust import require_inside, require_trusted
 from medvae3d.errors import BundleError, SettingError
 from medvae3d.models.systems.files import system_names
 
@@ -38,4 +38,5 @@ def require_source(what: str | Path, like: str | Path | None = None) -> Path:
             f"systems: {', '.join(system_names())}. Leave it out."
         )
     require_trusted(found)
+    require_inside(found)
     return found

@@ -6,7 +6,6 @@ given. Every trained folder therefore says which cases it was trained on, and a 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from medvae3d.data.datalists import (
     write_datalist,
 )
 from medvae3d.errors import BundleError, DataListError, SettingError
+from medvae3d.files import load_json
 from medvae3d.studies.segmentation import nested_order
 from medvae3d.synthesis.recipe import Recipe
 
@@ -233,7 +233,7 @@ def training_cases(root: Path) -> tuple[str, ...] | None:
     """Names of the cases that a bundle was trained on; ``None`` if it does not say."""
     for path in (root / RUN_FILE, root / "configs" / "metadata.json"):
         try:
-            found = json.loads(path.read_text(encoding="utf-8")).get("training_cases")
+            found = load_json(path).get("training_cases")
         except (OSError, ValueError, AttributeError):
             continue
         if isinstance(found, list):

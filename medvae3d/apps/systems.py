@@ -141,7 +141,7 @@ def form_of_bundle(root: Path) -> DataForm:
         SettingError: If its configuration does not state it.
     """
     settings = read_settings(root)
-    inference = json.loads((root / "configs" / "inference.json").read_text(encoding="utf-8"))
+    inference = read_json(root / "configs" / "inference.json")
     lacking = [key for key in ("channels", "labels", "spacing", "spatial_shape")
                if not isinstance(settings.get(key), list | dict)]  # fmt: skip
     if lacking:

@@ -18,6 +18,7 @@ from medvae3d.apps.bundle_files import read_json
 from medvae3d.data.datalists import SPLITS, DataList
 from medvae3d.data.nifti import write_bytes
 from medvae3d.errors import OutputError, SettingError
+from medvae3d.files import load_json
 
 RUN_FILE = "run.json"
 LACKING = "training_cases_lacking_a_channel"
@@ -47,7 +48,7 @@ def read_run(folder: Path) -> dict[str, Any] | None:
         return None
     path = folder / RUN_FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = load_json(path)
     except (OSError, ValueError):
         content = None
     if not isinstance(content, dict) or not (folder / "configs" / "train.json").is_file():

@@ -9,8 +9,8 @@ refused, until it is trusted.
 from __future__ import annotations
 
 import ast
-import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +20,7 @@ from typing import Any
 
 from medvae3d.apps.catalogue import PACKAGE, shipped_bundles
 from medvae3d.errors import BundleError
+from medvae3d.files import load_json, require_regular, sha256_of
 
 # A model of the library by name; one level, so that nothing that a module imports is reached.
 MODEL = re.compile(r"medvae3d\.models\.zoo\.[a-z][a-z0-9_]*")
@@ -47,7 +48,9 @@ def executed(content: Any, key: str = "") -> Iterator[str]:
         content: The configuration as plain JSON.
         key: What it is called where it stands.
     """
-    if key.endswith("_target_"):
+    if key == "_mode_" and content != "default":
+        yield f"{key} {content}"  # one of them stops in a debugger
+    elif key.endswith("_target_"):
         yield content if isinstance(content, str) else json.dumps(content)
     elif isinstance(content, Mapping):
         for name, each in content.items():
@@ -85,7 +88,7 @@ def foreign(root: Path) -> dict[str, list[str]]:
     asked: dict[str, list[str]] = {}
     for path in sorted((root / "configs").glob("*.json")):
         try:
-            texts = dict.fromkeys(executed(json.loads(path.read_text(encoding="utf-8"))))
+            texts = dict.fromkeys(executed(load_json(path)))
         except (OSError, ValueError, RecursionError) as error:
             raise BundleError(
                 f"{path} cannot be read as JSON: {error}. Restore the file."
@@ -118,6 +121,30 @@ def require_trusted(root: Path) -> None:
         )
 
 
+def require_inside(root: Path) -> None:
+    """Refuses a bundle with links to files elsewhere, which a copy of it would carry along.
+
+    Args:
+        root: Folder of the bundle.
+
+    Raises:
+        BundleError: If there is such a link, and the bundle is not trusted.
+    """
+    if _agreed[0]:
+        return
+    home = root.resolve()
+    for folder, folders, files in os.walk(root):
+        for name in (*folders, *files):
+            path = Path(folder) / name
+            # Of a loop, the end is not known: `resolve` raises in some versions of Python.
+            if path.is_symlink() and not os.path.realpath(path).startswith(f"{home}{os.sep}"):
+                raise BundleError(
+                    f"{path} is a link to {os.readlink(path)!r}, outside of the bundle; a copy "
+                    f"would hold what is there. Replace it by the file; if you trust where the "
+                    f"bundle comes from, add --trust."
+                )
+
+
 def require_own_weights(path: Path) -> str:
     """Hash of a file of weights, compared with the one that lies beside it, if any does.
 
@@ -127,7 +154,11 @@ def require_own_weights(path: Path) -> str:
     Raises:
         BundleError: If the file is not the one that the bundle was shipped with.
     """
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    try:
+        require_regular(path)
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror}. Restore it.") from error
+    digest = sha256_of(path)
     beside = path.with_name(f"{path.name}.sha256")
     if beside.is_file():
         words = beside.read_text(encoding="utf-8", errors="replace").split()

@@ -18,6 +18,7 @@ from typing import Any, cast
 
 from medvae3d.data.volumes import write_bytes
 from medvae3d.errors import DataListError, UnreadableFileError
+from medvae3d.files import is_plain, load_json
 
 SPLITS = ("training", "validation", "testing")
 # nnU-Net and the Decathlon say "test", and list images alone there.
@@ -31,6 +32,9 @@ FILE_WORDS = re.compile(
     r"|mr|mri|ct|pet|suv|img|image|brain|head|seg|mask|label|labels|lesion|lesions|gtv|roi|gt)",
     re.IGNORECASE,
 )
+
+
+DEEPEST_LIST = 50
 
 
 @dataclass(frozen=True)
@@ -145,6 +149,8 @@ def read_datalist(path: str | os.PathLike[str], *, check_files: bool = True) -> 
         for key in found
         for i, entry in enumerate(content[key])
     )
+    if not cases:
+        raise DataListError(f"{path} lists no case under {', '.join(found)}. Add cases.")
     if check_files:
         require_files(cases, path)
     info = {key: value for key, value in content.items() if key not in found}
@@ -279,12 +285,12 @@ def file_word(path: Path) -> str:
 def read_json(path: Path, what: str) -> dict[str, Any]:
     """Reads a JSON object; ``what`` names the file in messages."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = load_json(path)
     except OSError as error:
         raise UnreadableFileError(
             f"{what} {path} cannot be read: {error.strerror or error}. Check the path."
         ) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise DataListError(f"{what} {path} is not JSON: {error}. Correct it there.") from error
     if not isinstance(content, dict):
         raise DataListError(
@@ -321,14 +327,7 @@ def _read_case(entry: Any, split: str, root: Path, where: str) -> Case:
             f"case lacks. Correct the entry."
         )
     for file in cast("list[str]", paths):
-        try:
-            (root / file).lstat()
-        except (ValueError, OSError) as error:
-            if isinstance(error, ValueError) or error.errno == errno.ENAMETOOLONG:
-                raise DataListError(
-                    f"{where} names a file {ascii(file)[:60]} that no file can have as its "
-                    f"name ({type(error).__name__}). Correct the entry."
-                ) from None
+        require_name(file, root, where)
     if not image and not label:
         raise DataListError(
             f"{where} has the keys {sorted(entry)}; it needs image, label or both. Add one."
@@ -346,6 +345,22 @@ def _read_case(entry: Any, split: str, root: Path, where: str) -> Case:
     every = files if mask is None else (*files, mask)
     who = subject_of(every) if subject is None else str(subject)
     return Case(files, mask, who, split, extra, missing)
+
+
+def require_name(file: str, root: Path, where: str) -> None:
+    """Refuses what no file can be called, and names that reports and records cannot hold."""
+    reason = "" if is_plain(file) else "it is not UTF-8, or holds control characters"
+    try:
+        (root / file).lstat()
+    except ValueError as error:
+        reason = reason or type(error).__name__
+    except OSError as error:
+        reason = reason or ("it is too long" if error.errno == errno.ENAMETOOLONG else "")
+    if reason:
+        raise DataListError(
+            f"{where} names a file {ascii(file)[:60]}, which cannot be used: {reason}. Rename the "
+            f"file, and correct the entry."
+        )
 
 
 def _name(files: Sequence[Path]) -> str:
@@ -367,9 +382,13 @@ def _stem(path: Path) -> str:
     return path.stem
 
 
-def _resolved(value: Any, root: Path) -> Any:
+def _resolved(value: Any, root: Path, depth: int = 0) -> Any:
     if isinstance(value, list):
-        return [_resolved(item, root) for item in value]
+        if depth > DEEPEST_LIST:
+            raise DataListError(
+                f"a list in the data list holds lists in lists, {depth} deep. Correct it."
+            )
+        return [_resolved(item, root, depth + 1) for item in value]
     is_volume = isinstance(value, str) and value.endswith(VOLUME_SUFFIXES)
     return root / value if is_volume else value
 

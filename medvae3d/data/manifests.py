@@ -26,6 +26,7 @@ from medvae3d.data.datalists import (
     write_datalist,
 )
 from medvae3d.errors import DataListError
+from medvae3d.files import sha256_of
 
 __all__ = [
     "SPLITS",
@@ -191,15 +192,6 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     labels = {int(value): str(text) for value, text in content["label_values"].items()}
     tuples = {key: tuple(content.get(key, ())) for key in lists}
     return Manifest(**(content | tuples | {"label_values": labels}))
-
-
-def sha256_of(path: str | os.PathLike[str]) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def split_of(subject: str, shares: Sequence[float] = SHARES) -> str:

@@ -13,13 +13,16 @@ import os
 import struct
 import threading
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import nibabel as nib
 import numpy as np
 
-from medvae3d.errors import GridError, OutputError, UnreadableFileError
+from medvae3d.errors import GridError, MedvaeError, OutputError, UnreadableFileError
+from medvae3d.files import require_regular
 from medvae3d.geometry import Grid, Triple
 
 if TYPE_CHECKING:
@@ -34,39 +37,24 @@ STORED_TYPES = frozenset(
 )
 BROKEN_HEADER = (nib.spatialimages.HeaderDataError, nib.wrapstruct.WrapStructError)
 UNITS = {1: "m", 3: "micrometre"}
+# Between header and voxels there may be extensions, after the voxels nothing: both are read through
+# to get at the voxels and at the check sum.
+LARGEST_OFFSET, LARGEST_TAIL = 1 << 27, 1 << 24
+SMALL_BYTES = 1 << 28
+# Microscopes reach 0.2 micrometre, scanners 2 m; what lies outside makes bombs when resampled.
+SPACINGS_MM, FARTHEST_MM = (1e-4, 1e3), 1e6
 
 
 def read_stored(path: Path, name: str) -> tuple[NDArray[Any], Any]:
     """Reads voxels as they are stored, Fortran ordered, after all checks of the header."""
-    if not path.name.endswith((".nii", ".nii.gz")):
-        raise UnreadableFileError(
-            f"{name} is not named as NIfTI; allowed are .nii and .nii.gz. "
-            f"Convert it, for example with SimpleITK or dcm2niix."
-        )
-    try:
-        size = path.stat().st_size
-        zipped = path.name.endswith(".gz")
-        opener: Any = gzip.open if zipped else open
-        with opener(path, "rb") as file:
-            header = _read_header(file, name)
-            count, offset = _claims(header, size, zipped, name)
-            file.seek(offset)
-            data = file.read(count)
-            if zipped and len(data) == count:
-                # The check sum at the end is only seen by reading past the last voxel.
-                while file.read(1 << 20):
-                    pass
-    except FileNotFoundError as error:
-        raise UnreadableFileError(
-            f"{name} does not exist. Check the path; paths in a data list are relative to it."
-        ) from error
-    except (OSError, EOFError, zlib.error, MemoryError) as error:
-        if isinstance(error, UnreadableFileError):
-            raise
-        raise UnreadableFileError(
-            f"{name} cannot be read: {error or type(error).__name__}. It may be truncated or not "
-            f"be NIfTI at all; copy or download it again."
-        ) from error
+    with _opened(path, name) as (file, size):
+        header = _read_header(file, name)
+        count, offset = _claims(header, size, path.name.endswith(".gz"), name)
+        _require_memory(count, name)
+        file.seek(offset)
+        data = file.read(count)
+        if path.name.endswith(".gz") and len(data) == count:
+            _require_end(file, name)
     if len(data) < count:
         raise UnreadableFileError(
             f"{name} is truncated: its header promises {count} bytes of voxels, it holds "
@@ -74,6 +62,58 @@ def read_stored(path: Path, name: str) -> tuple[NDArray[Any], Any]:
         )
     stored = np.frombuffer(data, header.get_data_dtype()).reshape(stored_shape(header), order="F")
     return stored, header
+
+
+def read_header(path: Path, name: str) -> Any:
+    """Reads the header alone, after all checks that need no voxels."""
+    with _opened(path, name) as (file, size):
+        header = _read_header(file, name)
+        _claims(header, size, path.name.endswith(".gz"), name)
+    return header
+
+
+@contextmanager
+def enough_memory(name: str) -> Iterator[None]:
+    """Says which file it was when memory runs out inside.
+
+    Raises:
+        UnreadableFileError: If it does.
+    """
+    try:
+        yield
+    except MemoryError as error:
+        raise UnreadableFileError(
+            f"{name} does not fit into the memory that is free. Crop it or resample it to larger "
+            f"voxels, or close other programs."
+        ) from error
+
+
+@contextmanager
+def _opened(path: Path, name: str) -> Iterator[tuple[Any, int]]:
+    """The file as its voxels lie in it, and its size on disk; what goes wrong is told."""
+    if not path.name.endswith((".nii", ".nii.gz")):
+        raise UnreadableFileError(
+            f"{name} is not named as NIfTI; allowed are .nii and .nii.gz. "
+            f"Convert it, for example with SimpleITK or dcm2niix."
+        )
+    try:
+        with enough_memory(name):
+            size = require_regular(path).st_size
+            opener: Any = gzip.open if path.name.endswith(".gz") else open
+            with opener(path, "rb") as file:
+                yield file, size
+    except FileNotFoundError as error:
+        raise UnreadableFileError(
+            f"{name} does not exist. Check the path; paths in a data list are relative to it."
+        ) from error
+    except (OSError, EOFError, zlib.error) as error:
+        if isinstance(error, MedvaeError):
+            raise
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise UnreadableFileError(
+            f"{name} cannot be read: {reason}. It may be truncated or not be NIfTI at all; copy or "
+            f"download it again."
+        ) from error
 
 
 def write_stored(path: Path, stored: NDArray[Any], grid: Grid, header: Any) -> None:
@@ -156,19 +196,39 @@ def grid_of(header: Any, name: str) -> Grid:
             f"{name} gives lengths in {unit}; allowed is mm. Scale its affine to mm and save it."
         )
     try:
-        return Grid(cast(Triple, stored_shape(header)[:3]), best_affine(header))
+        # A hostile affine overflows on the way to being refused.
+        with np.errstate(all="ignore"):
+            grid = Grid(cast(Triple, stored_shape(header)[:3]), best_affine(header))
     except (*BROKEN_HEADER, ValueError) as error:
         raise GridError(f"{name}: {error}") from error
+    return require_plausible(grid, name)
+
+
+def require_plausible(grid: Grid, name: str) -> Grid:
+    """Refuses grids that no scanner and no microscope has.
+
+    Raises:
+        GridError: If voxels are too small or large, or lie too far away.
+    """
+    with np.errstate(all="ignore"):
+        farthest = float(np.abs(grid.corners).max())
+    low, high = SPACINGS_MM
+    if not low <= min(grid.spacing) <= max(grid.spacing) <= high or not farthest <= FARTHEST_MM:
+        raise GridError(
+            f"{name} has voxels of {' x '.join(f'{s:g}' for s in grid.spacing)} mm, the farthest "
+            f"{farthest:g} mm from the origin; allowed are {low:g} to {high:g} mm, and "
+            f"{FARTHEST_MM:g} mm. Repair its affine."
+        )
+    return grid
 
 
 def _read_header(file: Any, name: str) -> Any:
     block = file.read(348)
-    sizes = (
-        {struct.unpack(order + "i", block[:4])[0] for order in "<>"} if len(block) == 348 else {}
-    )
+    # By its size, which stands first, the header also tells the order of its bytes.
+    sizes = {struct.unpack(o + "i", block[:4])[0]: o for o in "<>"} if len(block) == 348 else {}
     kind = nib.Nifti1Header if 348 in sizes else nib.Nifti2Header if 540 in sizes else None
     magic = block[344:347] if 348 in sizes else block[4:7]
-    if kind is None or magic not in (b"n+1", b"n+2"):
+    if kind is None or magic != (b"n+1" if 348 in sizes else b"n+2"):
         raise UnreadableFileError(
             f"{name} is not a NIfTI file: its header starts with {block[:4]!r} and is marked "
             f"{magic!r}; allowed are single-file NIfTI-1 (n+1) and NIfTI-2 (n+2). Convert it."
@@ -176,11 +236,20 @@ def _read_header(file: Any, name: str) -> Any:
     file.seek(0)
     try:
         # Unchecked: the repairs of nibabel would turn a negative voxel size into a positive one.
-        return kind.from_fileobj(file, check=False)
+        header = kind.from_fileobj(file, sizes[348 if 348 in sizes else 540], check=False)
     except (*BROKEN_HEADER, struct.error, ValueError) as error:
         raise UnreadableFileError(
             f"{name} has a header that cannot be read: {error}. Convert the file again."
         ) from error
+    slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
+    is_scaled = slope != 0 and np.isfinite(slope)
+    # A slope of NaN is how nibabel writes that there is none.
+    if np.isinf(slope) or (is_scaled and not np.isfinite(inter)):
+        raise UnreadableFileError(
+            f"{name}: the header scales voxels by {slope:g} and adds {inter:g} (scl_slope and "
+            f"scl_inter); allowed are finite numbers. Convert the file again."
+        )
+    return header
 
 
 def _claims(header: Any, size: int, zipped: bool, name: str) -> tuple[int, int]:
@@ -210,19 +279,48 @@ def _claims(header: Any, size: int, zipped: bool, name: str) -> tuple[int, int]:
     count = dtype.itemsize
     for n in shape:
         count *= n
-    offset = header["vox_offset"]
-    least = 544 if int(header["sizeof_hdr"]) == 540 else 352
-    if not np.isfinite(offset) or not (offset == 0 or offset >= 348):
+    offset = float(header["vox_offset"])
+    # 0 means byte 352 to some readers and 348 to others: the same file, other voxels.
+    if not 348 <= offset <= LARGEST_OFFSET or offset != int(offset):
+        least = 544 if int(header["sizeof_hdr"]) == 540 else 352
         raise UnreadableFileError(
-            f"{name}: the header places the voxels at byte {offset:g}; allowed is {least} or "
-            f"more. Convert the file again."
+            f"{name}: the header places the voxels at byte {offset:g} (vox_offset); allowed are "
+            f"whole numbers from {least} to {LARGEST_OFFSET}. Convert the file again."
         )
-    offset = int(offset) or least
     most = size * LARGEST_GZIP_RATIO if zipped else size
-    if offset + count > most:
+    start = int(offset)
+    if start + count > most:
         raise UnreadableFileError(
             f"{name}: the header promises {count / 1e6:.6g} MB of voxels ({shape}, {dtype}), "
             f"which a file of {size / 1e6:.3g} MB cannot hold. It is truncated or its header is "
             f"wrong; copy or download it again."
         )
-    return count, offset
+    return count, start
+
+
+def _require_end(file: Any, name: str) -> None:
+    """Reads past the last voxel, where the check sum is; a stream without end is refused."""
+    rest = 0
+    while block := file.read(1 << 20):
+        rest += len(block)
+        if rest > LARGEST_TAIL:
+            raise UnreadableFileError(
+                f"{name} goes on for more than {LARGEST_TAIL / 1e6:.0f} MB after the voxels that "
+                f"its header promises. Convert the file again."
+            )
+
+
+def _require_memory(count: int, name: str) -> None:
+    """Refuses voxels that memory has no room for, where the system says how much is free."""
+    if count < SMALL_BYTES:
+        return
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) << 10
+    except (OSError, StopIteration, ValueError, IndexError):
+        return
+    if count > free:
+        raise UnreadableFileError(
+            f"{name} promises {count / 1e9:.3g} GB of voxels; {free / 1e9:.3g} GB of memory are "
+            f"free. Crop it or resample it to larger voxels."
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,12 +12,23 @@ from typing import TYPE_CHECKING, Any
 import nibabel as nib
 import numpy as np
 
-from medvae3d.data.nifti import grid_of, pack, read_stored, scaling, write_bytes, write_stored
+from medvae3d.data.nifti import (
+    enough_memory,
+    grid_of,
+    pack,
+    read_stored,
+    scaling,
+    write_bytes,
+    write_stored,
+)
 from medvae3d.errors import GridError, GridMismatchError, IntensityError, LabelError
 from medvae3d.geometry import Grid
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
+
+# Activities reach 1e9 Bq; sums of squares of larger numbers than this leave float32.
+LARGEST_VALUE = 1e12
 
 __all__ = [
     "Volume",
@@ -25,6 +37,7 @@ __all__ = [
     "pack",
     "read_mask",
     "read_volume",
+    "require_usable",
     "write_bytes",
     "write_edited",
     "write_volume",
@@ -80,15 +93,10 @@ def read_volume(
     """
     path = Path(path)
     name = f"{what} {path}"
-    array, grid, header = _read_scaled(path, name, channels)
-    array = array.astype(dtype, order="C")
-    if finite and not np.isfinite(array.sum(dtype=np.float64)):
-        bad = int((~np.isfinite(array)).sum())
-        if bad:
-            raise IntensityError(
-                f"{name} holds {bad} NaN or infinite voxels of {array.size}; allowed are finite "
-                f"values only. Replace them, for example by the background value, and save again."
-            )
+    with enough_memory(name):
+        array, grid, header = _read_scaled(path, name, channels)
+        require_usable(array, name, finite)
+        array = array.astype(dtype, order="C")
     return Volume(array, grid, header.get_data_dtype().newbyteorder("="), header, path)
 
 
@@ -112,7 +120,19 @@ def read_mask(
     """
     path = Path(path)
     name = f"{what} {path}"
-    array, grid, header = _read_scaled(path, name, channels=False)
+    with enough_memory(name):
+        array, grid, header = _read_scaled(path, name, channels=False)
+        return _as_mask(array, grid, header, path, name, values)
+
+
+def _as_mask(
+    array: NDArray[Any],
+    grid: Grid,
+    header: Any,
+    path: Path,
+    name: str,
+    values: Sequence[int] | None,
+) -> Volume:
     low, high = float(array.min()), float(array.max())
     if not abs(low) + abs(high) <= np.iinfo(np.int32).max:
         raise LabelError(
@@ -263,8 +283,37 @@ def _read_scaled(path: Path, name: str, channels: bool) -> tuple[NDArray[Any], G
         stored = stored.reshape(grid.shape, order="F")
     slope, inter = scaling(header)
     if (slope, inter) != (1.0, 0.0):
-        stored = stored * np.float64(slope) + inter
+        with np.errstate(all="ignore"):
+            stored = stored * np.float64(slope) + inter
     return stored, grid, header
+
+
+def require_usable(array: NDArray[Any], name: str, finite: bool) -> None:
+    """Refuses values that no image has: not finite, or so large that their squares are not.
+
+    Args:
+        array: Values, of any shape.
+        name: What holds them, for messages.
+        finite: Whether NaN and infinities are refused.
+
+    Raises:
+        IntensityError: If there are such values.
+    """
+    low, high = float(array.min()), float(array.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        kept = array[np.isfinite(array)]
+        if finite:
+            raise IntensityError(
+                f"{name} holds {array.size - kept.size} NaN or infinite voxels of {array.size}; "
+                f"allowed are finite values only. Replace them, for example by the background "
+                f"value, and save again."
+            )
+        low, high = (float(kept.min()), float(kept.max())) if kept.size else (0.0, 0.0)
+    if max(-low, high) > LARGEST_VALUE:
+        raise IntensityError(
+            f"{name} holds values from {low:g} to {high:g}; allowed is up to {LARGEST_VALUE:g} "
+            f"either way. Look at its scl_slope and scl_inter, and convert it again."
+        )
 
 
 def _stored_type(

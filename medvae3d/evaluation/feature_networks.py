@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Literal
 
 import numpy as np
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from medvae3d.errors import SettingError, UnreadableFileError
 from medvae3d.evaluation.cases import Cases
 from medvae3d.evaluation.features import Rows, slices_along
+from medvae3d.weights import read_tensors
 
 UNSTATED = "not stated; ask whoever published the weights"
 _LAYERS: dict[int, tuple[str, list[int]]] = {
@@ -53,11 +53,10 @@ def read_weights(path: str | Path, what: str) -> dict[str, Tensor]:
             f"there, or leave these features out."
         )
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        found = read_tensors(path)
+    except (OSError, ValueError) as error:
         raise UnreadableFileError(
-            f"weights {path} cannot be read as a plain state dict ({reason}). Save the network's "
+            f"weights {path} cannot be read as a plain state dict ({error}). Save the network's "
             f"state_dict() with torch.save, and name that file."
         ) from error
     if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from medvae3d.errors import SettingError, UnreadableFileError
 from medvae3d.numerics import float32_island
 from medvae3d.objectives.terms import Batch, prediction_and_target
+from medvae3d.weights import read_tensors
 
 if TYPE_CHECKING:
     from medvae3d.models.latent import Trace
@@ -147,6 +147,7 @@ class TrainedFeatureDistance(nn.Module):
         from monai.losses import PerceptualLoss
 
         try:
+            read_tensors(path)
             network = PerceptualLoss(
                 spatial_dims=3,
                 network_type="resnet50",
@@ -155,7 +156,7 @@ class TrainedFeatureDistance(nn.Module):
                 pretrained=True,
                 pretrained_path=str(path),
             )
-        except (RuntimeError, EOFError, UnpicklingError) as error:
+        except (RuntimeError, OSError, ValueError) as error:
             raise UnreadableFileError(
                 f"{path} does not hold the weights of torchvision's resnet50 ({error}). Use a "
                 f"state dict of that network, or RandomFeatureDistance, which needs none."

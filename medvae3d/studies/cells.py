@@ -19,6 +19,7 @@ from typing import Any
 
 from medvae3d.data.volumes import write_bytes
 from medvae3d.errors import OutputError, SettingError
+from medvae3d.files import load_json
 from medvae3d.spreading import Engine, Here, OnRay, Processes, rank_and_world
 
 SETTINGS_FILE = "settings.json"
@@ -76,7 +77,7 @@ def require_same_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     if rank_and_world()[0]:  # the first rank says what the folder is
         wait_for([path])
     if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = _read(path)
         for key in sorted({*found, *wanted}):
             if found.get(key) != wanted.get(key):
                 raise SettingError(
@@ -104,7 +105,22 @@ def read_cell(folder: Path, cell: Cell) -> dict[str, Any] | None:
     path = cell_file(folder, cell)
     if not path.is_file():
         return None
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return _read(path)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object that a study has written."""
+    try:
+        content = load_json(path)
+    except (OSError, ValueError) as error:
+        raise OutputError(
+            f"{path} cannot be read as JSON: {error}. Delete it, and what it was of is done again."
+        ) from error
+    if not isinstance(content, dict):
+        raise OutputError(
+            f"{path} holds a {type(content).__name__} and is of no study. Delete it, and what it "
+            f"was of is done again."
+        )
     return content
 
 

@@ -7,7 +7,6 @@ the same folder as one run.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +20,7 @@ from scipy import ndimage
 
 from medvae3d import __version__
 from medvae3d.errors import OutputError
+from medvae3d.files import json_bytes, load_json
 from medvae3d.geometry import Grid
 from medvae3d.synthesis.levels import FACES, bounding_box
 from medvae3d.synthesis.recipe import Recipe
@@ -155,7 +155,7 @@ def plain(value: Any) -> Any:
 
 def to_bytes(record: Mapping[str, Any]) -> bytes:
     """JSON of a record; the same record gives the same bytes."""
-    return (json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    return json_bytes(record, indent=2)
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
@@ -167,7 +167,7 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
     records = []
     for path in sorted((folder / "records").glob("*.json")):
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = load_json(path)
             if record["case"] != path.stem:
                 raise ValueError(f"it is of case {record['case']}")
         except (OSError, ValueError, KeyError, TypeError) as error:

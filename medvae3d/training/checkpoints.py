@@ -20,6 +20,7 @@ from ignite.engine import Engine, Events
 from medvae3d.errors import BundleError, SettingError
 from medvae3d.training.ema import ExponentialMovingAverage
 from medvae3d.training.players import Player
+from medvae3d.weights import read_tensors
 
 
 def save_atomically(state: object, path: str | os.PathLike[str]) -> None:
@@ -44,13 +45,13 @@ def load_state(path: str | os.PathLike[str]) -> dict[str, Any]:
         BundleError: If the file is missing, damaged, or holds more than plain data.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read_tensors(path)
     except FileNotFoundError:
         raise BundleError(
             f"{path} does not exist. Train the bundle first, or check the path."
         ) from None
-    except Exception as error:  # torch raises many types for damaged or foreign files
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         raise BundleError(
             f"{path} cannot be read as weights ({reason}). Expected: a file of tensors written by "
             f"torch.save. Copy it again from its source, or train anew."

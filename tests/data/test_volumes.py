@@ -286,7 +286,7 @@ def unknown_type(path):
         (text, "not a NIfTI file|cannot be read"),
         (huge, "cannot hold"),
         (negative_size, "at least one voxel"),
-        (late_voxels, "cannot hold"),
+        (late_voxels, "places the voxels at byte"),
         (colours, "not colours"),
         (complex_numbers, "complex"),
         (unknown_type, "999"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from medvae3d.data.importing.common import (
     stem_of,
 )
 from medvae3d.errors import DataListError
+from medvae3d.files import load_text
 
 MASK_SUFFIXES = ("dseg", "mask")
 FOLDERS = ("anat", "pet", "ct")
@@ -94,8 +96,11 @@ def _participants(source: Path) -> list[str]:
     path = source / "participants.tsv"
     if not path.is_file():
         return []
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
+    try:
+        text = load_text(path).removeprefix("\ufeff")
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter="\t"))
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataListError(f"{path} is no table in UTF-8: {error}. Correct it there.") from error
     if rows and "participant_id" not in rows[0]:
         raise DataListError(
             f"{path} has the columns {some(rows[0])}; the first has to be participant_id, with "

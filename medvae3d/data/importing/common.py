@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import SimpleITK as sitk
 
+from medvae3d.data.importing.itk_headers import last_line, require_sound
+from medvae3d.data.nifti import require_plausible
+from medvae3d.data.volumes import require_usable
 from medvae3d.errors import DataListError, GridError, LabelError, UnreadableFileError
 from medvae3d.geometry import Grid
 
@@ -150,13 +153,12 @@ def read_itk(path: Path, what: str = "image") -> tuple[NDArray[Any], Grid]:
         UnreadableFileError: If it is missing or no volume of its format.
         GridError: If it is not three-dimensional, or does not say where its axes point.
     """
-    if not path.is_file():
-        raise UnreadableFileError(f"{what} {path} does not exist. Check the path.")
+    require_sound(path, what)
     try:
         image = sitk.ReadImage(str(path))
     except RuntimeError as error:
         raise UnreadableFileError(
-            f"{what} {path} cannot be read: {_last_line(error)}. It may be truncated, or its file "
+            f"{what} {path} cannot be read: {last_line(error)}. It may be truncated, or its file "
             f"of voxels may be missing; copy it again."
         ) from error
     if image.GetDimension() != 3:
@@ -170,9 +172,16 @@ def read_itk(path: Path, what: str = "image") -> tuple[NDArray[Any], Grid]:
             f"it left and right cannot be told. Export it again, for example from 3D Slicer."
         )
     array = np.asarray(sitk.GetArrayFromImage(image))
+    if array.dtype.kind not in "iuf":
+        raise UnreadableFileError(
+            f"{what} {path} holds voxels of type {array.dtype}; allowed are real numbers. Save the "
+            f"channel that you need."
+        )
+    require_usable(array, f"{what} {path}", finite=False)
     if image.GetNumberOfComponentsPerPixel() == 1:
         array = array[..., None]
-    return np.ascontiguousarray(array.transpose(3, 2, 1, 0)), itk_grid(image)
+    grid = require_plausible(itk_grid(image), f"{what} {path}")
+    return np.ascontiguousarray(array.transpose(3, 2, 1, 0)), grid
 
 
 def itk_grid(image: Any) -> Grid:
@@ -181,7 +190,8 @@ def itk_grid(image: Any) -> Grid:
     directions = np.array(image.GetDirection()).reshape(3, 3)
     affine[:3, :3] = directions * np.array(image.GetSpacing())
     affine[:3, 3] = image.GetOrigin()
-    return Grid(image.GetSize(), LPS_TO_RAS @ affine)
+    with np.errstate(all="ignore"):
+        return Grid(image.GetSize(), LPS_TO_RAS @ affine)
 
 
 def as_labels(array: NDArray[Any], name: str) -> NDArray[Any]:
@@ -199,9 +209,3 @@ def as_labels(array: NDArray[Any], name: str) -> NDArray[Any]:
             f"probability map has to be thresholded first."
         )
     return array.astype(np.uint8 if high <= 255 else np.int32)
-
-
-def _last_line(error: BaseException) -> str:
-    """What ITK has to say at the end of its long messages."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1].rstrip(".") if lines else type(error).__name__

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from medvae3d.data.datalists import read_json
+from medvae3d.data.datalists import read_json, require_name
 from medvae3d.data.importing.common import (
     FoundCase,
     Layout,
@@ -53,6 +53,13 @@ def find_decathlon(source: Path, channels: Sequence[str] | None = None) -> Layou
                     f'{{"image": "a.nii.gz", "label": "b.nii.gz"}}, or a path under test. '
                     f"Correct it there."
                 )
+            if not isinstance(item.get("label") or "", str):
+                raise DataListError(
+                    f"{path}: entry {i} of {key} has label {item['label']!r}; allowed is a path. "
+                    f"Correct it there."
+                )
+            for file in filter(None, (item["image"], item.get("label"))):
+                require_name(file, source, f"{path}: entry {i} of {key}")
             image = source / item["image"]
             label = source / item["label"] if item.get("label") else None
             if key == "training" and label is None:

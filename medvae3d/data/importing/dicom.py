@@ -7,6 +7,7 @@ the files: cases and subjects are numbered.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,8 +33,9 @@ from medvae3d.data.importing.segmentations import (
     read_segmentation,
     series_of,
 )
+from medvae3d.data.nifti import LARGEST_GZIP_RATIO, require_plausible
 from medvae3d.data.staging import ScratchFolder
-from medvae3d.data.volumes import write_volume
+from medvae3d.data.volumes import require_usable, write_volume
 from medvae3d.errors import DataListError, GridError, UnreadableFileError
 from medvae3d.geometry import Grid
 
@@ -85,7 +87,7 @@ class Slice:
             found = tuple(float(part) for part in text.split("\\"))
         except ValueError:
             found = ()
-        if len(found) != COUNTS[name]:
+        if len(found) != COUNTS[name] or not all(map(math.isfinite, found)):
             raise GridError(
                 f"{self.path} has the {name} {text!r} in its header; allowed are {COUNTS[name]} "
                 f"numbers. Export the series again."
@@ -167,10 +169,10 @@ def sort_slices(slices: Sequence[Slice], name: str) -> list[Slice]:
         GridError: If sizes, orientations or distances differ, or slices are missing or double.
     """
     for each in slices:
-        if int(each.facts.get("frames", "1")) > 1:
+        if each.facts.get("frames", "1").strip() not in ("0", "1"):
             raise GridError(
-                f"{each.path} holds {each.facts['frames'].strip()} frames; allowed is one slice a "
-                f"file. Convert it, for example with dcm2niix, and import the NIfTI files."
+                f"{each.path} holds {each.facts['frames'].strip()[:20]} frames; allowed is one "
+                f"slice a file. Convert it, for example with dcm2niix, and import the NIfTI files."
             )
         if lacking := [key for key in NEEDED if key not in each.facts]:
             raise GridError(
@@ -219,6 +221,7 @@ def read_series(files: Sequence[Path]) -> tuple[NDArray[Any], Grid]:
             raise _undecodable(path) from error
         planes.append(plane.reshape(plane.shape[-2:]).T)
     array = np.stack(planes, axis=-1)
+    require_usable(array, f"series of {files[0]}", finite=False)
     limits = np.iinfo(np.int16)
     if limits.min <= array.min() and array.max() <= limits.max and (array == np.rint(array)).all():
         array = array.astype(np.int16)
@@ -237,7 +240,8 @@ def _grid(slices: Sequence[Slice]) -> Grid:
     affine[:3, 2] = (np.array(last.numbers("position")) - origin) / (len(slices) - 1)
     affine[:3, 3] = origin
     i, j = (int(first.numbers(name)[0]) for name in ("columns", "rows"))
-    return Grid((i, j, len(slices)), LPS_TO_RAS @ affine)
+    grid = Grid((i, j, len(slices)), LPS_TO_RAS @ affine)
+    return require_plausible(grid, f"series of {first.path}")
 
 
 def transfer_syntax(path: Path) -> str:
@@ -271,6 +275,8 @@ def _read_header(path: Path) -> Slice:
         reader.ReadImageInformation()
     except RuntimeError as error:
         raise _undecodable(path) from error
+    if math.prod(reader.GetSize()) > path.stat().st_size * LARGEST_GZIP_RATIO:
+        raise _undecodable(path)
     facts = {n: reader.GetMetaData(tag) for n, tag in TAGS.items() if reader.HasMetaDataKey(tag)}
     return Slice(path, {name: text.strip(" \0") for name, text in facts.items() if text.strip()})
 

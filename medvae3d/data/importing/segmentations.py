@@ -9,6 +9,7 @@ import numpy as np
 
 from medvae3d.data.importing.common import LPS_TO_RAS, some
 from medvae3d.errors import GridMismatchError, LabelError, SettingError, UnreadableFileError
+from medvae3d.files import require_regular
 from medvae3d.geometry import Grid
 
 if TYPE_CHECKING:
@@ -34,14 +35,17 @@ def read_segmentation(path: Path) -> Any:
             f"pip install 'medvae3d[dicom]'."
         ) from error
     try:
+        require_regular(path)
         found: Any = pydicom.dcmread(path)
-        found.decoded = np.atleast_3d(found.pixel_array)
+        found.decoded = found.pixel_array.reshape(-1, int(found.Rows), int(found.Columns))
+        # What is read later on has to be there.
+        names_of(found), series_of(found), found.SegmentationType
+        if len(found.PerFrameFunctionalGroupsSequence) != len(found.decoded):
+            raise ValueError("it describes another number of frames than it has")
     except Exception as error:  # pydicom raises many kinds for broken files
         raise UnreadableFileError(
             f"{path} cannot be read as a DICOM segmentation: {error}. Export it again."
         ) from error
-    if found.decoded.shape[0] != int(found.NumberOfFrames):
-        found.decoded = found.pixel_array[None]
     return found
 
 
@@ -75,9 +79,12 @@ def label_map(segmentation: Any, grid: Grid, path: Path) -> NDArray[np.uint8]:
         plane = segmentation.decoded[number].T
         position = _value(groups, shared[0], "PlanePositionSequence", "ImagePositionPatient")
         direction = _value(groups, shared[0], "PlaneOrientationSequence", "ImageOrientationPatient")
-        index = np.linalg.solve(lps, [*position, 1])[:3]
-        axes = np.array(direction).reshape(2, 3) @ (lps[:3, :3] / grid.spacing)
-        k = int(np.rint(index[2]))
+        try:
+            index = np.linalg.solve(lps, [*map(float, position), 1])[:3]
+            axes = np.array(direction, float).reshape(2, 3) @ (lps[:3, :3] / grid.spacing)
+        except (TypeError, ValueError, np.linalg.LinAlgError):
+            index, axes = np.full(3, np.inf), np.zeros((2, 3))
+        k = -1 if not np.isfinite(index).all() else int(np.rint(index[2]))
         is_there = np.abs(index - (0, 0, k)).max() <= MOST_OFF and 0 <= k < grid.shape[2]
         if (
             not is_there
@@ -93,6 +100,11 @@ def label_map(segmentation: Any, grid: Grid, path: Path) -> NDArray[np.uint8]:
         else:
             segment = _value(groups, shared[0], "SegmentIdentificationSequence",
                              "ReferencedSegmentNumber")  # fmt: skip
+            if not 0 < int(segment) <= 255:
+                raise LabelError(
+                    f"{path} has a segment of number {segment}; allowed are 1 to 255. Export it "
+                    f"with fewer segments."
+                )
             values = (plane > 0).astype(np.uint8) * np.uint8(segment)
         met = (mask[:, :, k] > 0) & (values > 0) & (mask[:, :, k] != values)
         if met.any():
@@ -109,4 +121,10 @@ def label_map(segmentation: Any, grid: Grid, path: Path) -> NDArray[np.uint8]:
 def _value(groups: Any, shared: Any, sequence: str, keyword: str) -> Any:
     """A value of a frame, or of all frames."""
     found: Any = groups.get(sequence) or shared.get(sequence)
-    return getattr(found[0], keyword)
+    try:
+        return getattr(found[0], keyword)
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise LabelError(
+            f"a frame of a segmentation has no {keyword} in its {sequence}; its place or its "
+            f"segment is not known. Export it again."
+        ) from error

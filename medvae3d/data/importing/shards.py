@@ -6,14 +6,13 @@
 
 from __future__ import annotations
 
-import tarfile
-import zlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from medvae3d.data.datalists import SPLITS, read_json
+from medvae3d.data.importing.archives import members_of
 from medvae3d.data.importing.common import (
     NIFTI_SUFFIXES,
     FoundCase,
@@ -61,6 +60,7 @@ def find_shards(source: Path, channels: Sequence[str] | None = None) -> Layout:
             f"{index} has `shards` of another form; allowed is a list of objects with a `file`. "
             f"Correct it, or remove it."
         ) from None
+    _require_form(about, index)
     lacking -= {path.name for path in files}
     if lacking:
         raise UnreadableFileError(
@@ -112,41 +112,35 @@ def find_shards(source: Path, channels: Sequence[str] | None = None) -> Layout:
     )  # fmt: skip
 
 
+def _require_form(about: Mapping[str, Any], index: Path) -> None:
+    """Checks what an index says besides its shards."""
+    channels, labels = about.get("channels", []), about.get("labels") or {}
+    is_named = isinstance(channels, list) and all(isinstance(name, str) for name in channels)
+    if not is_named or not isinstance(labels, dict):
+        raise DataListError(
+            f"{index} has channels {channels!r} and labels {labels!r}; allowed are a list of names "
+            f"and an object. Correct it, or remove it."
+        )
+
+
 def _unpack(path: Path, folder: Path, parts: dict[str, dict[str, Path]]) -> None:
-    try:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                key, _, ending = member.name.rpartition("/")[2].partition(".")
-                if not member.isfile() or not key:
-                    continue
-                word = _word(ending)
-                if word is None:
-                    continue
-                if word in parts[key]:
-                    raise DataListError(
-                        f"{path}: {member.name} occurs twice in the shards; names of cases must "
-                        f"differ. Write the shards again."
-                    )
-                suffix = ".json" if word == "json" else "." + ending.lower().partition("nii")[1]
-                suffix += ".gz" if ending.lower().endswith(".gz") else ""
-                place = folder / f"{len(parts):06d}" / f"{safe(word)}{suffix}"
-                place.parent.mkdir(exist_ok=True)
-                content: Any = archive.extractfile(member)
-                place.write_bytes(content.read())
-                if place.stat().st_size != member.size:
-                    raise EOFError(f"{member.name} is cut off")
-                parts[key][word] = place
-            # A file that was cut off between two members reads as a whole one but for its end.
-            archive.fileobj.seek(archive.offset)
-            if archive.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-                raise EOFError("it has no end mark")
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        if isinstance(error, UnreadableFileError):
-            raise
-        raise UnreadableFileError(
-            f"{path} cannot be read to its end ({error}): it was cut off or is damaged. Copy it "
-            f"again."
-        ) from error
+    with members_of(path) as members:
+        for name, write in members:
+            key, _, ending = name.rpartition("/")[2].partition(".")
+            word = _word(ending) if key else None
+            if word is None:
+                continue
+            if word in parts[key]:
+                raise DataListError(
+                    f"{path}: {name} occurs twice in the shards; names of cases must differ. Write "
+                    f"the shards again."
+                )
+            suffix = ".json" if word == "json" else "." + ending.lower().partition("nii")[1]
+            suffix += ".gz" if ending.lower().endswith(".gz") else ""
+            place = folder / f"{len(parts):06d}" / f"{safe(word)}{suffix}"
+            place.parent.mkdir(exist_ok=True)
+            write(place)
+            parts[key][word] = place
 
 
 def _word(ending: str) -> str | None:

@@ -38,6 +38,7 @@ from medvae3d.errors import SettingError
 from medvae3d.evaluation.two_sample import frechet, neighbours, neighbours_for
 from medvae3d.seeding import derive_generator, derive_seed
 from medvae3d.studies.classification.tasks import Images
+from medvae3d.training.checkpoints import load_state
 
 BY = ("similarity", "random")
 SIMILARITIES = ("distance", "cosine")
@@ -160,7 +161,7 @@ def select(
     for cycle in range(1, settings.cycles + 1):
         file = folder / f"cycle_{cycle}.pt" if folder is not None else None
         if file is not None and file.is_file():
-            state = torch.load(file, weights_only=True)
+            state = load_state(file)
             chosen, report = Images(state["x"], state["y"]), state["report"]
         else:
             best = tools.validate(kept) if best is None else best

@@ -46,6 +46,7 @@ from medvae3d.studies.classification.selection import Tools, select
 from medvae3d.studies.classification.self_learning import learn
 from medvae3d.studies.classification.sequences import shuffle_slices
 from medvae3d.studies.classification.tasks import Images, Task, balanced, shuffled
+from medvae3d.training.checkpoints import load_state
 
 WITHOUT_EXTRA = ("real", "classical", "shuffled", "retrained", "slices_shuffled")
 WITH_RATIO = (
@@ -185,7 +186,7 @@ class Work:
                 "quality": quality_of(generators, made, real, self.unseen, seed),
             }
             write_tensors(path, {"x": made.x, "y": made.y, "facts": facts})
-        state = torch.load(path, weights_only=True)
+        state = load_state(path)
         return Images(state["x"], state["y"]), state["facts"]
 
     def _selected(self, cell: Cell, real: Images) -> tuple[Images | None, dict[str, Any]]:
