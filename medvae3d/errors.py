@@ -6,6 +6,8 @@ do next. The command line prints the message alone and leaves with exit code 2.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 
 class MedvaeError(Exception):
     """Anything that the user can put right; the command line shows it without a traceback."""
@@ -73,6 +75,13 @@ class StuckSamplerError(MedvaeError, RuntimeError):
 
 class WorkerError(MedvaeError, RuntimeError):
     """Processes that were to do the work die or do not answer."""
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception, what it was raised from, and so on: MONAI wraps errors into others."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 __all__ = [

@@ -16,8 +16,8 @@ from medvae3d.errors import DataListError, IntensityError, UnreadableFileError
 
 READ_IN_TRAINING = ("training", "validation")
 # Findings that training cannot live with; the others are told and let through.
-FATAL = {"grid", "label", "nan", "constant", "channels"}
 SHOWN = 5
+FATAL = {"grid", "label", "nan", "constant", "channels"}
 
 
 def require_trainable(
@@ -67,7 +67,7 @@ def require_trainable(
         require_all_channels(cases, "training on patches")
     if report is None:
         report = check(datalist, values=list(settings["labels"].values()))
-    _require_clean(report)
+    require_clean(report)
     read = [each for each in report.cases if each.split in READ_IN_TRAINING and each.channels]
     for found in read:
         _require_channels(found, settings["channels"])
@@ -76,15 +76,20 @@ def require_trainable(
     return [f"note: {finding.text}" for finding in others]
 
 
-def _require_clean(report: IntegrityReport) -> None:
+def require_clean(report: IntegrityReport) -> None:
+    """Refuses cases for training and validation that cannot be read, or cannot be right.
+
+    Raises:
+        UnreadableFileError: If a file cannot be read.
+        DataListError: If there is a finding that training cannot live with.
+    """
     unreadable = [f for f in report.unreadable if _is_fatal(report, f)]
     findings = [f for f in report.findings if _is_fatal(report, f)]
     for faults, kind in ((unreadable, UnreadableFileError), (findings, DataListError)):
         if faults:
-            shown = "\n  ".join(fault.text for fault in faults[:SHOWN])
-            more = f"\n  and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+            shown = " ".join(fault.text for fault in faults[:SHOWN])
             raise kind(
-                f"{len(faults)} things are wrong with the training cases:\n  {shown}{more}\n"
+                f"{len(faults)} things are wrong with the training cases: {shown} "
                 f"`medvae3d data check` lists all of them."
                 if len(faults) > 1
                 else shown

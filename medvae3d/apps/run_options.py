@@ -26,7 +26,7 @@ import typer
 
 from medvae3d.apps.console import Stopwatch, quietly
 from medvae3d.apps.trust import trusting
-from medvae3d.errors import MedvaeError, OutputError, SettingError
+from medvae3d.errors import MedvaeError, OutputError, SettingError, causes
 from medvae3d.files import is_plain, load_text, parse_json
 
 OPTIONS_FILE = "options.json"
@@ -96,7 +96,7 @@ def with_run_options(function: Callable[..., None]) -> Callable[..., None]:
         trust = values["trust"]
         given = {name: value for name, value in values.items() if name in own}
         require_plain(values)
-        with quietly(quiet), reported(ctx, report), trusting(trust):
+        with quietly(quiet), reported(ctx, report), trusting(trust), unwrapped():
             function(**given)
         _leave_options(ctx)
 
@@ -109,6 +109,20 @@ def with_run_options(function: Callable[..., None]) -> Callable[..., None]:
     run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {each.name: each.annotation for each in parameters} | {"return": None}
     return run
+
+
+@contextmanager
+def unwrapped() -> Iterator[None]:
+    """Brings an error of ours to light that MONAI has wrapped into others."""
+    try:
+        yield
+    except (MedvaeError, typer.Exit, typer.Abort):
+        raise
+    except Exception as error:
+        for each in causes(error):
+            if isinstance(each, MedvaeError):
+                raise each from None
+        raise
 
 
 @contextmanager

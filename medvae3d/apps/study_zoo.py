@@ -21,9 +21,11 @@ import torch
 
 from medvae3d import __version__
 from medvae3d.apps.bundle import Bundle, load_bundle
+from medvae3d.apps.data_for_training import require_clean
 from medvae3d.apps.figure_cases import CaseSource
 from medvae3d.apps.systems import system_settings
 from medvae3d.data.datalists import read_datalist, require_all_channels
+from medvae3d.data.integrity import check
 from medvae3d.data.volumes import write_bytes
 from medvae3d.errors import MedvaeError, SettingError
 from medvae3d.evaluation.baselines import CasePCA
@@ -117,6 +119,8 @@ def zoo_study(
         "judged": options.judged,
         "features": FixedNetwork().name,
     }
+    if not folder.exists():
+        require_clean(check(listed))
     require_same_settings(folder, settings)
     count = len(listed.split("training"))
     cells = [

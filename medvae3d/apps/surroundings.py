@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 from ignite.engine import Engine, Events
 
 from medvae3d.apps.console import Advance, Stopwatch, duration
-from medvae3d.errors import MedvaeError, SettingError
+from medvae3d.errors import MedvaeError, SettingError, causes
 
 Say: TypeAlias = Callable[[str], None]
 
@@ -131,7 +131,7 @@ def own_errors(is_blamed: Callable[[], bool] = lambda: False) -> Iterator[None]:
     except MedvaeError:
         raise
     except Exception as error:
-        chain = list(_causes(error))
+        chain = list(causes(error))
         for each in chain:
             if isinstance(each, MedvaeError):
                 raise each from None
@@ -143,9 +143,3 @@ def own_errors(is_blamed: Callable[[], bool] = lambda: False) -> Iterator[None]:
                 f"--verbose shows where it failed."
             ) from error
         raise
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__

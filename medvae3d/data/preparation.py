@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from monai.transforms import (
     Transform,
 )
 
-from medvae3d.data.datalists import MISSING, as_monai, read_datalist
+from medvae3d.data.datalists import MISSING, VOLUME_SUFFIXES, as_monai, read_datalist
 from medvae3d.data.transforms import (
     LabelSpacingd,
     LabelValuesd,
@@ -26,6 +27,7 @@ from medvae3d.data.transforms import (
     SafeSpacingd,
     missing_channels,
 )
+from medvae3d.data.volumes import read_mask, read_volume
 from medvae3d.errors import IntensityError
 
 # NIfTI by nibabel, anything else by ITK, as MONAI chooses by itself. It makes one of each of its
@@ -60,6 +62,45 @@ def imaged(dataset: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The prepared cases that have an image."""
     cases = (dataset[index] for index in range(len(dataset)))
     return [case for case in cases if "image" in case]
+
+
+class SoundFilesd(MapTransform):
+    """Reads NIfTI files strictly before MONAI does, once in a process as long as they stay.
+
+    MONAI tries one reader after the other; what nibabel refuses, ITK may fill up with zeros.
+
+    Args:
+        keys: Entries that name a file, or one a channel; anything else is let through.
+        allow_missing_keys: Whether entries may be absent.
+
+    Raises:
+        MedvaeError: If a file is not whole, or not a volume that can be used.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        for key in self.key_iterator(dict(data)):
+            files = data[key] if isinstance(data[key], (list, tuple)) else [data[key]]
+            for file in files:
+                if isinstance(file, (str, Path)) and str(file).endswith(VOLUME_SUFFIXES):
+                    _require_sound(str(file), str(key), _stamp(file))
+        return dict(data)
+
+
+@lru_cache(maxsize=1 << 16)
+def _require_sound(file: str, what: str, stamp: tuple[int, ...]) -> None:
+    if what == "label":
+        read_mask(file)
+    else:
+        read_volume(file, what=what, channels=True)
+
+
+def _stamp(file: str | Path) -> tuple[int, ...]:
+    """What changes with a file."""
+    try:
+        status = Path(file).stat()
+    except OSError:
+        return ()
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 class MissingChannelsd(MapTransform):
@@ -183,6 +224,7 @@ def case_transforms(
     image, mask = ["image"], ["label"] if labels else []
     every = [*image, *mask]
     steps: list[Transform] = [
+        SoundFilesd(every, **missing),
         LoadImaged(every, reader=READERS, **missing),  # type: ignore[arg-type]
         EnsureChannelFirstd(every, **missing),
         MissingChannelsd(image, **missing),

@@ -26,10 +26,11 @@ from torch import Tensor
 
 from medvae3d.data.datalists import MISSING
 from medvae3d.data.intensity import IntensityChannels
-from medvae3d.errors import LabelError, SettingError
+from medvae3d.errors import GridError, LabelError, SettingError
 
 PARAMS_KEY = "intensity_params"
 PadCropd = ResizeWithPadOrCropd  # its inverse puts every voxel back, bit for bit
+MOST_VOXELS = 1 << 30
 Resampling = Literal["linear", "nearest", "label"]
 
 
@@ -137,6 +138,26 @@ def resample_to_grid(
     return resampled.to(given.dtype) if mode == "nearest" else resampled
 
 
+def require_room(image: Any, spacing: Sequence[float]) -> None:
+    """Refuses a change of the voxel size that makes far more voxels than anything can hold.
+
+    Raises:
+        GridError: If it would.
+    """
+    if not isinstance(image, MetaTensor):
+        return
+    own = [float(size) for size in image.pixdim]
+    wanted = [float(size) for size in np.broadcast_to(np.ravel(spacing), 3)]
+    count = float(np.prod(image.shape[1:]) * np.prod(own) / np.prod(wanted))
+    if count > MOST_VOXELS:
+        file = image.meta.get("filename_or_obj", "a volume")
+        raise GridError(
+            f"{file} has voxels of {' x '.join(f'{s:g}' for s in own)} mm; with "
+            f"{' x '.join(f'{s:g}' for s in wanted)} mm it would have {count:.3g}, and allowed are "
+            f"{MOST_VOXELS}. Check the voxel size in its header, or ask for larger voxels."
+        )
+
+
 class SafeSpacingd(Spacingd):
     """MONAI's ``Spacingd``, working where strings such as ``image_path`` lie beside ``image``.
 
@@ -156,6 +177,8 @@ class SafeSpacingd(Spacingd):
             and not isinstance(value, Mapping)
         }
         seen = {name: value for name, value in data.items() if name not in aside}
+        for key in self.key_iterator(seen):
+            require_room(seen[key], self.spacing_transform.pixdim)
         return {**super().__call__(seen, lazy=lazy), **aside}
 
 
@@ -207,6 +230,7 @@ class LabelSpacingd(MapTransform, InvertibleTransform):
         return bool(torch.allclose(mask.pixdim, wanted.expand(3), rtol=0, atol=1e-4))
 
     def _through(self, mask: MetaTensor, resample: Any) -> MetaTensor:
+        require_room(mask, self.spacing.pixdim)
         shares = MetaTensor(
             one_hot(mask.as_subclass(Tensor), self.values),
             meta=mask.meta,

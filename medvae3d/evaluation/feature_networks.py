@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from medvae3d.errors import SettingError, UnreadableFileError
 from medvae3d.evaluation.cases import Cases
 from medvae3d.evaluation.features import Rows, slices_along
-from medvae3d.weights import read_tensors
+from medvae3d.models.weights import read_tensors
 
 UNSTATED = "not stated; ask whoever published the weights"
 _LAYERS: dict[int, tuple[str, list[int]]] = {

@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medvae3d.errors import SettingError, UnreadableFileError
+from medvae3d.models.weights import read_tensors
 from medvae3d.numerics import float32_island
 from medvae3d.objectives.terms import Batch, prediction_and_target
-from medvae3d.weights import read_tensors
 
 if TYPE_CHECKING:
     from medvae3d.models.latent import Trace

@@ -18,9 +18,9 @@ import torch.distributed as dist
 from ignite.engine import Engine, Events
 
 from medvae3d.errors import BundleError, SettingError
+from medvae3d.models.weights import read_tensors
 from medvae3d.training.ema import ExponentialMovingAverage
 from medvae3d.training.players import Player
-from medvae3d.weights import read_tensors
 
 
 def save_atomically(state: object, path: str | os.PathLike[str]) -> None:

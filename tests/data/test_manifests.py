@@ -182,7 +182,7 @@ def test_a_missing_list_is_unreadable(tmp_path):
 
 
 def test_an_unknown_split_is_an_error_not_an_empty_one(tmp_path):
-    datalist = read_datalist(listed(tmp_path, {"training": []}))
+    datalist = read_datalist(listed(tmp_path, {"training": ["x_1.nii.gz"]}, ["x_1.nii.gz"]))
     assert datalist.split("validation") == ()
     with pytest.raises(DataListError, match="allowed are training, validation, testing"):
         datalist.split("valid")

@@ -226,18 +226,18 @@ def lists() -> Iterator[tuple[str, bytes]]:
         yield f"path_{len(name)}.json", json.dumps({"training": [entry]}).encode()
 
 
-def list_of(name: str, images: int = 1) -> dict[str, list[dict[str, object]]]:
+def list_of(name: str, count: int = 2) -> dict[str, list[dict[str, object]]]:
     """A list with a case of one file in every split, that no check of lists refuses."""
     return {
         split: [
             {
-                "image": [name] * images if images > 1 else name,
+                "image": name,
                 "label": name,
                 "case": f"{split}_{number}",
                 "subject": f"{split}_{number}",
-                "class": "ab"[number],
+                "class": "ab"[number % 2],
             }
-            for number in range(2)
+            for number in range(count)
         ]
         for split in ("training", "validation", "testing")
     }

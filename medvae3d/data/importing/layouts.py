@@ -17,7 +17,8 @@ from medvae3d.data.importing.nnunet import find_nnunet
 from medvae3d.data.importing.pairs import find_pairs
 from medvae3d.data.importing.shards import find_shards, is_tar
 from medvae3d.data.importing.subjects import find_subjects
-from medvae3d.errors import SettingError, UnreadableFileError
+from medvae3d.errors import DataListError, SettingError, UnreadableFileError
+from medvae3d.files import is_plain
 
 FORMATS: dict[str, Callable[[Path, Sequence[str] | None], Layout]] = {
     "pairs": find_pairs,
@@ -68,6 +69,14 @@ def find_layout(
             f"{folder} holds no case in the format {layout.format}. Give another folder, or "
             f"another --format of {', '.join(FORMATS)}."
         )
+    for case in layout.cases:
+        files = [*(file for files in case.images for file in files), case.label]
+        for name in filter(None, (case.name, case.subject, *files)):
+            if not is_plain(str(name)):
+                raise DataListError(
+                    f"{name} is not UTF-8, or holds control characters; a data list cannot hold "
+                    f"such a name. Rename it."
+                )
     return layout
 
 
