@@ -26,6 +26,10 @@ READS: dict[tuple[str, str], str] = {
     ("explore", "bundle"): BUNDLE,
     ("explore", "datalist"): LIST,
     ("explore", "host"): VOLUME,
+    ("impute", "bundle"): BUNDLE,
+    ("impute", "datalist"): LIST,
+    ("impute", "image"): VOLUME,
+    ("impute", "label"): VOLUME,
     ("export", "bundle"): BUNDLE,
     ("label-app", "bundle"): BUNDLE,
     ("train", "what"): BUNDLE,
@@ -58,6 +62,7 @@ WRITES = {"out", "kept", "report_file", "report"}
 # Neither: numbers, names, switches. `folder` is one whose disk is looked at, `config` is read by
 # every command and tried by itself.
 PLAIN = {
+    "likeliest", "ray", "ray_address",
     "as_json", "folder", "count", "seed", "start", "volume_ml", "class_name", "temperature",
     "extrapolate", "lesions", "at", "allow_overlap", "device", "healthy", "margin", "what",
     "cases", "way", "points", "format", "decoder_only", "settings", "recipe", "resume",
@@ -74,6 +79,7 @@ class Good(NamedTuple):
     """Input with which nothing is wrong, to stand beside what is hostile."""
 
     joint: Path  # a bundle of one channel, one latent for image and mask
+    pair: Path  # the same of two channels
     stages: Path  # a bundle of two channels, in two stages
     datalist: Path
     image: Path  # a scan for `stages`
@@ -101,6 +107,7 @@ def list_calls() -> dict[str, Call]:
             "explore", g.joint, "interpolation", "--datalist", f, "--out", out / "o",
             "--cases", "training_0,training_1",
         ],
+        "impute": lambda f, out, g: ["impute", g.pair, "--datalist", f, "--out", out / "o"],
         "train": lambda f, out, g: ["train", "vae", "--datalist", f, "--out", out / "o"],
         "figures": lambda f, out, g: ["figures", g.joint, "--datalist", f, "--quick"],
         "evaluate --real": lambda f, out, g: [
@@ -162,6 +169,12 @@ def volume_calls() -> dict[str, Call]:
             "fill", g.stages, "--image", g.image, "--image", g.other, "--label", f, "--healthy",
             "--out", out / "o",
         ],
+        "impute --image": lambda f, out, g: [
+            "impute", g.pair, "--image", f"PET={f}", "--out", out / "o",
+        ],
+        "impute --label": lambda f, out, g: [
+            "impute", g.pair, "--image", f"PET={g.image}", "--label", f, "--out", out / "o",
+        ],
         "explore --host": lambda f, out, g: [
             "explore", g.stages, "volume", "--volume-ml", "5:9", "--host", f, "--host", g.other,
             "--out", out / "o",
@@ -178,6 +191,9 @@ def bundle_calls() -> dict[str, Call]:
         ],
         "explore": lambda f, out, g: [
             "explore", f, "volume", "--volume-ml", "5:9", "--out", out / "o",
+        ],
+        "impute": lambda f, out, g: [
+            "impute", f, "--image", f"CT={g.image}", "--out", out / "o",
         ],
         "export": lambda f, out, g: ["export", f, "--out", out / "o" / "a.onnx"],
         "label-app": lambda f, out, g: ["label-app", "--bundle", f, "--out", out / "o"],

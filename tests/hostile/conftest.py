@@ -42,6 +42,7 @@ def good(tmp_path_factory):
     folder = tmp_path_factory.mktemp("good")
     with mock.patch.object(tiny, "taught", untaught):
         joint = tiny.write_bundle(folder / "joint", tiny.TWO_LABELS)
+        pair = tiny.write_bundle(folder / "pair", tiny.JOINT)
         stages = tiny.write_bundle(folder / "stages", tiny.TWO_STAGE)
     rng = np.random.default_rng(0)
     grid = Grid.centred([tiny.SIDE] * 3, tiny.SPACING)
@@ -64,4 +65,4 @@ def good(tmp_path_factory):
     for name, array in (("pet", pet), ("ct", ct), ("label", label)):
         write_volume(folder / f"{name}.nii.gz", array, wide)
     scans = (folder / f"{name}.nii.gz" for name in ("pet", "ct", "label"))
-    return Good(joint, stages, folder / "list.json", *scans)
+    return Good(joint, pair, stages, folder / "list.json", *scans)

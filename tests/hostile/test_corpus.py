@@ -65,7 +65,8 @@ def faults_of_list(runner, name, path, out, good):
     words = LIST_CALLS[name](path, out, good)
     is_list = path.parent.name == "lists"
     # What is wrong with a list may be the file that it names.
-    what = "" if is_list else path.name.removesuffix(".json")
+    # What is not lacking a channel is not read by `impute`.
+    what = "" if is_list or name == "impute" else path.name.removesuffix(".json")
     if name == "data check" and not is_list:
         return faults_of_check(runner, words, out, what)
     return runner.faults(words, out, what)
