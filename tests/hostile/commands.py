@@ -173,7 +173,8 @@ def volume_calls() -> dict[str, Call]:
             "impute", g.pair, "--image", f"PET={f}", "--out", out / "o",
         ],
         "impute --label": lambda f, out, g: [
-            "impute", g.pair, "--image", f"PET={g.image}", "--label", f, "--out", out / "o",
+            "impute", g.pair, "--image", f"CT={g.datalist.parent / 'training_0_i.nii.gz'}",
+            "--label", f, "--out", out / "o",
         ],
         "explore --host": lambda f, out, g: [
             "explore", g.stages, "volume", "--volume-ml", "5:9", "--host", f, "--host", g.other,
