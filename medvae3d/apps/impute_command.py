@@ -223,8 +223,10 @@ def _write(bundle: Bundle, listed: DataList, cases: Sequence[Case], out: Path, w
     completed: dict[int, list[Case]] = {}
     panels: list[Panel] = []
     # Wrong files are found before the first case is made.
+    model = require_imputer(bundle.network, bundle.recipe)
+    size = {"of_any_size": model.is_local}
     for case in cases:
-        read_partial(case.channels, case.label, bundle.recipe, case.name)
+        read_partial(case.channels, case.label, bundle.recipe, case.name, **size)
     names = [case.name for case in cases]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -232,10 +234,10 @@ def _write(bundle: Bundle, listed: DataList, cases: Sequence[Case], out: Path, w
             f"{twice[0]} is the name of several cases that lack a channel. Give each entry a "
             f"`case` of its own."
         )
-    classed = bool(require_imputer(bundle.network, bundle.recipe).statistics.classes)
+    classed = bool(model.statistics.classes)
     with staged_folder(out) as folder, progress("imputing") as advance:
         for done, case in enumerate(cases):
-            scan = read_partial(case.channels, case.label, bundle.recipe, case.name)
+            scan = read_partial(case.channels, case.label, bundle.recipe, case.name, **size)
             told = wish.class_name
             if told is None and classed and case.extra.get("class") is not None:
                 told = str(case.extra["class"])

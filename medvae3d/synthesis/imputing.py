@@ -104,6 +104,8 @@ def read_partial(
     label: str | PathLike[str] | None,
     recipe: Recipe,
     name: str,
+    *,
+    of_any_size: bool = False,
 ) -> PartialScan:
     """Reads the channels that there are and checks that the weights can be used on them.
 
@@ -112,6 +114,8 @@ def read_partial(
         label: Label map, if it is known.
         recipe: What the weights expect.
         name: What to call it.
+        of_any_size: Whether the scan may be larger than the volumes that the weights make, as it
+            may where the latent is a map.
 
     Raises:
         SettingError: If there are not as many channels as the weights have, or none or all of them
@@ -147,7 +151,8 @@ def read_partial(
             require_modality(volume, channel)
     require_room(first.grid, recipe, name=name)
     have, need = Frame.of(first.grid, recipe.spacing).shape, recipe.spatial_shape
-    if any(n > wanted * (1 + MOST_BEYOND) for n, wanted in zip(have, need, strict=True)):
+    larger = any(n > wanted * (1 + MOST_BEYOND) for n, wanted in zip(have, need, strict=True))
+    if larger and not of_any_size:
         mm = " x ".join(f"{s:g}" for s in recipe.spacing)
         raise GridError(
             f"{name} is {' x '.join(map(str, have))} voxels of {mm} mm (right, anterior, "
@@ -218,10 +223,11 @@ def impute_channels(
         raise SettingError(f"{draws} draws from the posterior; allowed is 1 or more.")
     prepare(model, device)
     frame = Frame.of(scan.grid, recipe.spacing)
-    start = _middle(frame.shape, recipe.spatial_shape)
+    shape = _box_shape(model, recipe, frame.shape)
+    start = _middle(frame.shape, shape)
     batch = {
         key: value.to(device)
-        for key, value in _batch(model, recipe, scan, frame, start, class_name).items()
+        for key, value in _batch(model, recipe, scan, frame, start, shape, class_name).items()
     }
     found = []
     for generator in generators:
@@ -241,6 +247,19 @@ def _has_grain(model: LatentModel, recipe: Recipe) -> bool:
     return wanted and model.grain is not None and model.grain.is_fitted
 
 
+def _box_shape(model: LatentModel, recipe: Recipe, have: Sequence[int]) -> tuple[int, int, int]:
+    """Voxels that the model is shown: those of training, or all of a scan where it takes any."""
+    shape = recipe.spatial_shape
+    if not model.is_local:
+        return shape
+    strides = [n // m for n, m in zip(shape, model.latent_shape[1:], strict=True)]
+    i, j, k = (
+        max(wanted, math.ceil(n / step) * step)
+        for n, wanted, step in zip(have, shape, strides, strict=True)
+    )
+    return i, j, k
+
+
 def _middle(have: Sequence[int], size: Sequence[int]) -> tuple[int, int, int]:
     """First voxel of the box that training cuts out of a volume, or pads it to."""
     i, j, k = (
@@ -256,10 +275,10 @@ def _batch(
     scan: PartialScan,
     frame: Frame,
     start: Sequence[int],
+    shape: Sequence[int],
     class_name: str | None,
 ) -> dict[str, Tensor]:
     """What the model is shown, a batch of one."""
-    shape = recipe.spatial_shape
     rows, seen = [], []
     for volume, channel in zip(scan.volumes, recipe.channels, strict=True):
         if volume is None:

@@ -249,12 +249,32 @@ def test_the_draw_that_fits_best_is_picked(gaps):
     ]
     frame = Frame.of(part.grid, recipe.spacing)
     start = _middle(frame.shape, recipe.spatial_shape)
-    batch = _batch(model, recipe, part, frame, start, None)
+    batch = _batch(model, recipe, part, frame, start, recipe.spatial_shape, None)
     with torch.no_grad():
         weights = [float(elbo(model.trace(batch, seeds[2]), batch)) for _ in range(8)]
     assert made.effective_draws < 1.5
     same = [np.array_equal(made.channels[1], each) for each in singles]
     assert sum(same) == 1 and same.index(True) == int(np.argmax(weights))
+
+
+def test_a_latent_map_takes_a_scan_of_any_size(tmp_path):
+    """A scan of twice the size, far from the box of training: its end depends on what is there."""
+    recipe, shape = tiny.recipe(), (tiny.SIDE,) * 3
+    case = without(scan(tmp_path, "large", "RAS", side=2 * tiny.SIDE + 3), 1)
+    torch.manual_seed(0)
+    model = vae(shape, image_channels=2, **SIZES)
+    made = []
+    for value in (None, 0.5):
+        part = read_partial(case.channels, None, recipe, "large", of_any_size=True)
+        if value is not None:
+            part.volumes[0].array[-4:, -4:, -4:] = value
+        (each,) = impute_channels(
+            model, recipe, part, [torch.Generator().manual_seed(0)], likeliest=True
+        )
+        assert each.voxels_beyond == 0 and each.channels[1].shape == part.grid.shape
+        made.append(each.channels[1])
+    moved = made[0] != made[1]
+    assert moved[-4:, -4:, -4:].any() and not moved[:16, :16, :16].any()
 
 
 @pytest.mark.parametrize("spacing", [4.0, 3.0, 6.5])
