@@ -12,6 +12,7 @@ of the next, so :math:`K` steps of :math:`s` drifts need :math:`K s + 1` gradien
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from medvae3d.errors import SettingError
+from medvae3d.flows.twice import TwiceDifferentiable
 
 Potential: TypeAlias = Callable[[Tensor], Tensor]
 """Maps z to its energy in nats, ``(B,)``."""
@@ -74,7 +76,8 @@ def slope(potential: Potential, z: Tensor, *, first_order: bool = False) -> Slop
     create_graph = torch.is_grad_enabled() and not first_order
     with torch.enable_grad():
         point = z if create_graph and z.requires_grad else z.detach().requires_grad_()
-        energy = potential(point)
+        with TwiceDifferentiable() if create_graph else contextlib.nullcontext():
+            energy = potential(point)
         (gradient,) = torch.autograd.grad(energy.sum(), point, create_graph=create_graph)
     return Slope(energy.detach(), -gradient)
 

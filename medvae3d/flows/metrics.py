@@ -41,6 +41,8 @@ class KernelMetric:
         decay: :math:`\tau`; 0 for a floor that is the same everywhere.
         shaped: Whether each kernel has the shape of its matrix.
         is_inverse: Whether :math:`K` is the inverse of the metric, as in a Riemannian VAE.
+        learned: The last few of the matrices inside of the graph, :math:`(n, d, d)`, where only
+            they are; gradients to all others, which would be most of the work, are not taken.
 
     Shape:
         - ``z``: :math:`(B, d)`, float64
@@ -53,6 +55,7 @@ class KernelMetric:
     decay: float = 0.0
     shaped: bool = False
     is_inverse: bool = True
+    learned: Tensor | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.centroids)
@@ -111,7 +114,7 @@ class KernelMetric:
         c = self.centroids
         if self.shaped:
             pulled = (self.matrices @ c[:, :, None])[:, :, 0]
-            shape = (weights @ self.matrices.flatten(1)).reshape(-1, *self.matrices.shape[1:])
+            shape = self._summed(weights).reshape(-1, *self.matrices.shape[1:])
             drawn = weights @ pulled - (shape @ z[:, :, None])[:, :, 0]
         else:
             drawn = weights @ c - weights.sum(1, keepdim=True) * z
@@ -123,13 +126,34 @@ class KernelMetric:
     def _matrix(self, z: Tensor, kernels: Tensor) -> Tensor:
         size = z.shape[1]
         eye = torch.eye(size, dtype=z.dtype, device=z.device)
-        summed = (kernels @ self.matrices.flatten(1)).reshape(-1, size, size)
+        summed = self._summed(kernels).reshape(-1, size, size)
         return summed + self.floor_at(z)[:, None, None] * eye
 
     def _inner(self, vectors: Tensor) -> Tensor:
         """:math:`v^T M_i v` for all matrices, ``(B, N)``."""
         outer = vectors[:, :, None] * vectors[:, None, :]
-        return outer.flatten(1) @ self.matrices.flatten(1).T
+        return self._traces(outer.flatten(1))
+
+    def _parts(self) -> list[Tensor]:
+        """All matrices as rows, those outside of the graph first."""
+        if self.learned is None:
+            return [self.matrices.flatten(1)]
+        fixed = self.matrices[: len(self.matrices) - len(self.learned)].detach()
+        return [fixed.flatten(1), self.learned.flatten(1)]
+
+    def _summed(self, weights: Tensor) -> Tensor:
+        r""":math:`\sum_i s_i M_i`, ``(B, d * d)``."""
+        parts = self._parts()
+        pieces = weights.split([len(part) for part in parts], dim=1)
+        total = pieces[0] @ parts[0]
+        for piece, part in zip(pieces[1:], parts[1:], strict=True):
+            total = total + piece @ part
+        return total
+
+    def _traces(self, flat: Tensor) -> Tensor:
+        r""":math:`\mathrm{tr}(A M_i)` of symmetric :math:`A` as rows, ``(B, N)``."""
+        parts = [flat @ part.T for part in self._parts()]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def _complaint(self, matrix: Tensor) -> str:
         finite = matrix.isfinite().all()
@@ -168,7 +192,7 @@ class LocalMetric:
     def half_log_det_gradient(self) -> Tensor:
         r""":math:`\nabla \tfrac12 \log\det K`, exact, ``(B, d)``."""
         inverse = torch.cholesky_inverse(self.factor)
-        traces = inverse.flatten(1) @ self.metric.matrices.flatten(1).T
+        traces = self.metric._traces(inverse.flatten(1))
         gradient = self.metric.pull(0.5 * self.kernels * traces, self.z)
         return gradient - self._floor_pull(inverse.diagonal(dim1=-2, dim2=-1).sum(-1))
 

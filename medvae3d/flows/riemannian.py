@@ -202,8 +202,13 @@ class RiemannianFlow(nn.Module):
             centroids, factors = mean.flatten(1).double(), self.factor_of(features)
             numbers = [-1] * len(z) if cases is None else case_numbers(cases)
             others, other_factors = self.pairs.others(numbers)
-            metric = self._metric_of(
-                torch.cat([others, centroids]), torch.cat([other_factors, factors])
+            learned = factors @ factors.mT
+            metric = KernelMetric(
+                torch.cat([others, centroids]),
+                torch.cat([other_factors @ other_factors.mT, learned.detach()]),
+                self.bandwidth,
+                self.floor,
+                learned=learned,
             )
             own = factors if self.colouring == "network" else None
             flowed, _ = self.move(z, noise, potential, metric, own)

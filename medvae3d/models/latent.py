@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from medvae3d.errors import SettingError
 from medvae3d.flows.hamiltonian import Identity
 from medvae3d.models.grain import Grain
+from medvae3d.models.potentials import Potential
 from medvae3d.models.statistics import TrainingStatistics
 from medvae3d.models.traces import Batch, BoundPrior, Condition, Trace
 from medvae3d.networks.autoencoders import Decoder, Encoder
@@ -330,31 +331,20 @@ class LatentModel(nn.Module):
         condition = self.condition(batch, generator)
         features, posterior = self.read(batch, condition, generator)
         first_z = posterior.rsample(generator)
+        potential = Potential(self, batch, condition)
         if with_flow and not isinstance(self.flow, Identity):
             told: dict[str, Any] = {}
             if getattr(self.flow, "reads_encoder", False):
                 told = {"features": features, "mean": posterior.mean, "cases": batch.get("case")}
-            flowed = self.flow(first_z, self._potential(batch, condition), generator, **told)
+            flowed = self.flow(first_z, potential, generator, **told)
         else:
             flowed = Identity()(first_z, lambda z: z.flatten(1).sum(1))
-        heads, coarse = self.decode_scales(flowed.z, condition)
+        # An exact flow has decoded its end already, inside of the graph: what it takes to teach
+        # through the last force also teaches through the reconstruction.
+        found = None if self.coarse_heads else potential.decoded_at(flowed.z)
+        heads, coarse = self.decode_scales(flowed.z, condition) if found is None else (found, {})
         prior = self.prior_given(condition)
         return Trace(posterior, prior, first_z, flowed, heads, condition, coarse)
-
-    def _potential(self, batch: Batch, condition: Condition) -> Any:
-        # The flow switches autocast off. Convolutions may have it back, since they hold nearly
-        # all of the work; log densities are float32 in the heads themselves.
-        device = next(self.parameters()).device.type
-        dtype = torch.get_autocast_dtype(device)
-        enabled = self.flow_autocast and torch.is_autocast_enabled(device)
-        prior = self.prior_given(condition)
-
-        def potential(z: Tensor) -> Tensor:
-            with torch.autocast(device, dtype=dtype, enabled=enabled):
-                heads = self.decode(z, condition)
-            return -self.log_likelihood(heads, batch) - prior.log_prob(z)
-
-        return potential
 
     # -- making new ones ----------------------------------------------------------------------
 

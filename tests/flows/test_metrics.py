@@ -239,3 +239,18 @@ def test_a_path_is_refined_at_equal_distances_and_has_two_ends_at_least():
     torch.testing.assert_close(fine[3], torch.tensor([1.0, 0.5]).double())
     with pytest.raises(SettingError, match="two ends"):
         geodesic(arc(), corner[0], corner[1], 1)
+
+
+def test_gradients_reach_the_learned_matrices_alone_and_are_the_same():
+    plain, z = some_metric(), draw(3, 4, seed=5)
+    matrices = plain.matrices.clone().requires_grad_()
+    learned = plain.matrices[-2:].clone().requires_grad_()
+    whole = KernelMetric(plain.centroids, matrices, 0.8)
+    parted = KernelMetric(plain.centroids, plain.matrices, 0.8, learned=learned)
+    gradients = []
+    for metric, wanted in ((whole, matrices), (parted, learned)):
+        local = metric.at(z)
+        value = local.half_log_det + local.kinetic(z) + local.kinetic_gradient(z).sum(1)
+        value = value + local.half_log_det_gradient().square().sum(1)
+        gradients.append(torch.autograd.grad(value.sum(), wanted)[0])
+    torch.testing.assert_close(gradients[0][-2:], gradients[1])

@@ -202,3 +202,32 @@ def test_another_posterior_and_another_prior_take_their_places():
     expected = 7.0 - StandardNormal().log_prob(trace.first_z)
     torch.testing.assert_close(one_sample_kl(trace, batch), expected)
     assert "prior.location" in model.state_dict()
+
+
+def test_an_exact_flow_decodes_its_end_once_and_teaches_the_same():
+    """As many decodings as gradients, and the gradients of a loss on a decoding of its own."""
+    model, batch = joint(hvae, num_steps=2, flow_autocast=True).train(), batch_of()
+    seen = []
+    model.decoder.register_forward_hook(lambda *_: seen.append(1))
+    trace = model.trace(batch, generator())
+    assert len(seen) == trace.flowed.num_gradients == 3
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    gradients = []
+    for heads in (trace.heads, model.decode(trace.flowed.z, trace.condition)):
+        loss = -model.log_likelihood(heads, batch).sum() - trace.flowed.log_weight.sum()
+        gradients.append(
+            torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+        )
+    for one, other in zip(*gradients, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            scale = float(other.abs().max())  # of sums over thousands of voxels in float32
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * scale)
+
+
+def test_without_the_graph_of_its_force_a_flow_decodes_its_end_anew():
+    model, batch = joint(hvae, num_steps=2, first_order=True).train(), batch_of()
+    seen = []
+    model.decoder.register_forward_hook(lambda *_: seen.append(1))
+    trace = model.trace(batch, generator())
+    assert len(seen) == trace.flowed.num_gradients + 1
