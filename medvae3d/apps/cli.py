@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from medvae3d.apps import (
+    bench_command,
     bundle_commands,
     cite,
     data_commands,
@@ -77,6 +78,7 @@ app.command(rich_help_panel="Train")(bundle_commands.figures)
 app.command(rich_help_panel="Judge")(evaluate_command.evaluate)
 app.command(rich_help_panel="Judge")(cite.cite)
 app.command(rich_help_panel="This installation")(doctor.doctor)
+app.command(rich_help_panel="This installation")(bench_command.bench)
 app.add_typer(data_commands.app, name="data", rich_help_panel="Data")
 app.add_typer(study_commands.app, name="study", rich_help_panel="Judge")
 

@@ -211,7 +211,7 @@ class LatentModel(nn.Module):
         bound: BoundPrior = self.conditional_prior(condition)
         return bound
 
-    def _vector(self, condition: Condition, like: Tensor) -> Tensor | None:
+    def vector_of(self, condition: Condition, like: Tensor) -> Tensor | None:
         if self.embedding is None:
             return None
         attributes = condition.attributes
@@ -278,15 +278,17 @@ class LatentModel(nn.Module):
                 "one. Ask it for samples, or take a model with an encoder, such as "
                 "`medvae3d.models.zoo.vae`."
             )
-        vector = self._vector(condition, x) if self.encode_attributes else None
+        vector = self.vector_of(condition, x) if self.encode_attributes else None
         features = self.encoder.features(x, vector)
         return features, self.posterior(self.encoder.head(features))
 
     def decode(self, z: Tensor, condition: Condition) -> dict[str, Any]:
         """Gives one distribution per head."""
-        return _distributions(
-            self.heads, self.decoder(z, self._vector(condition, z), condition.maps)
-        )
+        return self.distributions(self.decoder(z, self.vector_of(condition, z), condition.maps))
+
+    def distributions(self, features: Tensor) -> dict[str, Any]:
+        """One distribution per head, from the decoder's output."""
+        return _distributions(self.heads, features)
 
     def decode_scales(
         self, z: Tensor, condition: Condition
@@ -294,7 +296,7 @@ class LatentModel(nn.Module):
         """Gives the distributions at full resolution, and those of each lower one by its stride."""
         if not self.coarse_heads:
             return self.decode(z, condition), {}
-        *low, fine = self.decoder.pyramid(z, self._vector(condition, z), condition.maps)
+        *low, fine = self.decoder.pyramid(z, self.vector_of(condition, z), condition.maps)
         coarse = {
             stride: _distributions(heads, features)
             for stride, heads, features in zip(

@@ -240,6 +240,34 @@ class Decoder(nn.Module):
                 x = self.up[index](x)
         return [*outputs, self.output(F.silu(self.norm(x)))]
 
+    @property
+    def finest_halo(self) -> int:
+        """Voxels to each side that `finest` spoils, at its own resolution."""
+        return self.blocks * (ResidualBlock.radius + 2 * self.has_maps) + 2
+
+    def until_finest(
+        self, z: Tensor, vector: Tensor | None = None, maps: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """All levels but the finest: their last feature map, and the maps that `finest` is told.
+
+        Only for decoders of two levels or more without coarse outputs.
+        """
+        pyramid = self._pyramid(maps)
+        x = self.stem(z)
+        for index, level in enumerate(list(self.levels)[:-1]):
+            for block in level:  # type: ignore[attr-defined]
+                x = block(x, vector, pyramid[index])
+            if index < len(self.up) - 1:
+                x = self.up[index](x)
+        return x, pyramid[-1]
+
+    def finest(self, x: Tensor, vector: Tensor | None, maps: Tensor | None) -> Tensor:
+        """The finest level and the output, from what `until_finest` gives or a crop of it."""
+        x = self.up[-1](x)
+        for block in self.levels[-1]:  # type: ignore[attr-defined]
+            x = block(x, vector, maps)
+        return self.output(F.silu(self.norm(x)))
+
     def _pyramid(self, maps: Tensor | None) -> list[Tensor | None]:
         """The maps at the resolution of each level, coarsest first."""
         if maps is None or not self.has_maps:

@@ -8,6 +8,7 @@ seam. Where the decoder is not bounded, because its latent is a vector, windows 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
@@ -141,14 +142,43 @@ def decode_tiled(
     """
     shape = volume_shape(model, z)
     wanted = tiles_of(shape, tile) if tiles is None else tiles
+    share = sum(math.prod(b - a for a, b in zip(t.start, t.stop, strict=True)) for t in wanted)
+    # All but the finest level of a volume take a small part of its work and memory: where most of
+    # it is wanted, they are computed once, and tiles overlap by the halo of the finest level only.
+    is_dense = 2 * share > math.prod(shape) and len(model.decoder.levels) > 1
+    pieces = _finest_pieces if is_dense and not model.coarse_heads else decode_pieces
     heads: dict[str, Any] = {}
-    for piece, made in decode_pieces(model, z, condition, wanted):
+    for piece, made in pieces(model, z, condition, wanted):
         for name, head in made.items():
             if name not in heads:
                 heads[name] = _blank(head, shape)
             for each in _maps_of(head):
                 getattr(heads[name], each)[(..., *piece.slices)] = getattr(head, each)
     return heads
+
+
+def _finest_pieces(
+    model: LatentModel, z: Tensor, condition: Condition, tiles: Sequence[Tile]
+) -> Iterator[tuple[Tile, dict[str, Any]]]:
+    """The same as `decode_pieces`, with all levels but the finest decoded for the whole volume."""
+    decoder, limits = model.decoder, volume_shape(model, z)
+    vector = model.vector_of(condition, z)
+    x, maps = decoder.until_finest(z, vector, condition.maps)
+    inner, outer = decoder.strides[0], decoder.strides[1]
+    for tile in tiles:
+        wide, near, kept = [], [], []
+        for axis, side in enumerate(tile.slices):
+            s, halo = inner[axis], decoder.finest_halo
+            cells, step = limits[axis] // s, outer[axis]
+            first, last = max(0, side.start // s - halo), min(cells, -(-side.stop // s) + halo)
+            # The convolution after repeating sees one voxel more to each side.
+            low, high = max(0, first - 1) // step, min(cells // step, -(-(last + 1) // step))
+            wide.append(slice(low, high))
+            near.append(slice(low * step, high * step))
+            kept.append(slice(side.start - low * step * s, side.stop - low * step * s))
+        told = None if maps is None else _crop(maps, near)
+        heads = model.distributions(decoder.finest(_crop(x, wide), vector, told))
+        yield tile, {name: _of_tile(head, kept) for name, head in heads.items()}
 
 
 def decode_blended(

@@ -1,0 +1,45 @@
+"""The command ``medvae3d bench``: what this machine gives, in about a minute."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from medvae3d.apps.console import notice, output, say, table
+
+Name = Annotated[
+    str, typer.Argument(metavar="[BUNDLE]", help="Bundle whose training and samples are measured.")
+]
+
+
+def bench(
+    bundle: Name = "sts_petct_hvae",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    device: Annotated[
+        str | None, typer.Option(metavar="DEVICE", help="cpu or cuda; a GPU where there is one.")
+    ] = None,
+    rounds: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Timed steps, of which the median counts.")
+    ] = 3,
+) -> None:
+    """Measure this machine: training step, share of its matrix rate, memory, pairs a second.
+
+    Training is that of the bundle on made-up cases; nothing is kept. It takes about a minute. On a
+    machine that does something else too, rates are lower, and their ratios off.
+
+    Example: medvae3d bench
+    """
+    from medvae3d.apps.bench import bench as measured
+
+    rows: list[dict[str, Any]] = []
+    for row in measured(bundle, device, rounds):
+        rows.append(row)
+        if not as_json:
+            notice(f"{row['name']}: {row['value']:.4g} {row['unit']}")
+    if as_json:
+        say(json.dumps(rows, indent=1))
+        return
+    cells = [(row["name"], row["value"], row["unit"], row["note"]) for row in rows]
+    output().print(table(f"{bundle} on this machine", ("what", ">value", "", ""), cells))
