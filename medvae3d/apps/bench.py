@@ -158,7 +158,8 @@ def bench(what: str | Path, device: str | None = None, rounds: int = 3) -> Itera
         rounds: Timed steps; their median counts.
     """
     root = find_bundle(what)
-    place = torch.device(usable_device(device))
+    given = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    place = torch.device(usable_device(given))
     threads = f"{torch.get_num_threads()} threads" if place.type == "cpu" else ""
 
     def row(name: str, value: float, unit: str, note: str = "") -> dict[str, Any]:

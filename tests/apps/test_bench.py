@@ -56,7 +56,7 @@ def test_the_command_prints_what_was_measured_as_json(cli, bundle, monkeypatch):
     monkeypatch.setattr(bench, "matrix_rate", lambda *_, **__: 1e9)
     monkeypatch.setattr(bench, "load_bundle", lambda root, device: None)
     monkeypatch.setattr(bench, "written_per_second", lambda write, **_: {"per_second": 3.0})
-    done = cli("bench", str(bundle), "--json", "--device", "cpu", "--rounds", "1")
+    done = cli("bench", str(bundle), "--json", "--rounds", "1")
     assert done.code == 0, done.error
     rows = {row["name"]: row for row in json.loads(done.out)}
     assert rows["pairs written"]["value"] == 3.0
