@@ -95,7 +95,8 @@ class TrainingStep:
         if statistics.classes:
             batch["class"] = [statistics.classes[0]] * count
         if statistics.names:
-            statistics.fit_attributes(preparation.attributes(mask, batch))
+            values = preparation.attributes(mask, batch)
+            statistics.fit_attributes(torch.cat([values, values + 1]))  # one case has no spread
         return dict(preparation(batch, self.device))
 
     def __call__(self, step: int | None = None) -> None:

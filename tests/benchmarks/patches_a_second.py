@@ -5,7 +5,8 @@
 Epochs of both take turns in one process. torchio's ``Queue`` is as its documentation has it: a
 ``LabelSampler``, no workers. Ours makes nothing ahead here, as that would be done in the other's
 time; cases stay in memory after the first epoch, or are read at each visit. Then what a trainer
-waits for the patch loader, with a step of fixed length that takes no processor, as on a GPU; the first epoch, which reads the files, counts apart.
+waits for the patch loader, with a step of fixed length that takes no processor, as on a GPU; the
+first epoch, which reads the files, counts apart.
 """
 
 from __future__ import annotations
