@@ -4,8 +4,8 @@
 
 Steps against the edge of a patch, the batch, the steps of the flow, the channels and the cases of a
 Riemannian metric; samples against their number, insertions against the size of the host. Each point
-is a process of its own, so that its peak memory is its own. Lines are proportional growth from the
-first point, through which they go.
+is a process of its own, so that its peak memory is its own. Dotted
+lines are what grows in proportion, from the first point on.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def draw(found: dict[str, list[dict[str, Any]]], out: Path) -> None:
                 start = next((n for n, v in zip(sizes, values, strict=True) if n and v > 0), 1)
                 base = values[sizes.index(start)] / start
                 axis.plot(sizes, [base * n for n in sizes], ":", color="grey")
-            axis.set_ylim(bottom=0)
+            axis.set_ylim(0, 1.15 * max(*values, 1e-3))
             axis.grid(alpha=0.3)
             axis.set_xlabel(LABELS.get(what, what))
             if column == 0:
