@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -59,6 +60,10 @@ def import_data(
         found = check(read_datalist(path), progress=advance)
     print_report(found)
     say(f"data list: {path}")
+    for name, case in json.loads((path.parent / "import.json").read_text())["cases"].items():
+        for channel, share in case.get("covered", {}).items():
+            if share < 1:
+                say(f"{name}: {channel} covers {share:.0%} of the grid of the first channel")
     if any(finding.kind == "grid" for finding in found.findings):
         say(f"grids that differ can be mended: medvae3d data align {path} --out NEW_DIR")
     context.exit(found.exit_code)

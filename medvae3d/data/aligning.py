@@ -121,7 +121,7 @@ def _align_case(
         target = target or there
         what = KEPT if grid.axcodes == wanted else REORDERED
         offset = _offset(target, grid)
-        if _is_same(target, there):
+        if is_same_grid(target, there):
             if what == KEPT:
                 _copy(path, place)
             else:
@@ -129,33 +129,51 @@ def _align_case(
         else:
             what = RESAMPLED
             array = read_volume(path).array[None]
-            moved = _resampled(array, grid, target, "linear")
+            moved = on_grid(array, grid, target, "linear")
             write_volume(place, moved[0], target)
         done.append(Aligned(case.name, path.name, what, offset))
         images.append(place)
     label = None
     if case.label is not None:
         label = folder / "labels" / f"{index:05d}_{case.label.name}"
-        done.append(_align_mask(case.name, case.label, label, target, axes, mode))
+        done.append(align_mask(case.name, case.label, label, target, axes, mode))
     extra = {**case.extra, "case": case.name}
     return Case(tuple(images), label, case.subject, case.split, extra, case.missing)
 
 
-def _align_mask(
-    name: str, path: Path, place: Path, target: Grid | None, axes: str | None, mode: str
+def align_mask(
+    name: str,
+    path: Path,
+    place: Path,
+    target: Grid | None = None,
+    axes: str | None = None,
+    mode: str = "label",
 ) -> Aligned:
+    """Writes a mask on another grid, or with its axes in another order.
+
+    Args:
+        name: Name of the case.
+        path: The mask.
+        place: Where to; may be ``path``.
+        target: The grid; that of the mask if not given.
+        axes: Where its axes shall point, if not as in ``target``.
+        mode: As for `align`.
+
+    Raises:
+        GridMismatchError: If it would lose all its voxels.
+    """
     mask = read_mask(path)
     wanted = axes or (mask.grid.axcodes if target is None else target.axcodes)
     array, there = reorder(mask.array, mask.grid, wanted)
     target = target or there
     offset = _offset(target, mask.grid)
     what = KEPT if mask.grid.axcodes == wanted else REORDERED
-    if _is_same(target, there) and what == KEPT:
+    if is_same_grid(target, there) and what == KEPT:
         _copy(path, place)
     else:
-        if not _is_same(target, there):
+        if not is_same_grid(target, there):
             what = RESAMPLED
-            moved = _resampled(mask.array[None], mask.grid, target, mode)
+            moved = on_grid(mask.array[None], mask.grid, target, mode)
             array = moved[0]
         write_volume(place, array, target)
     before = float((mask.array > 0).sum()) * mask.grid.voxel_volume_ml
@@ -169,15 +187,24 @@ def _align_mask(
     return Aligned(name, path.name, what, offset, round(before, 6), round(after, 6))
 
 
-def _resampled(array: NDArray[Any], grid: Grid, target: Grid, mode: str) -> NDArray[Any]:
+def on_grid(
+    array: NDArray[Any], grid: Grid, target: Grid, mode: str, fill: float = 0.0
+) -> NDArray[Any]:
+    """Reads a volume at the voxels of another grid; see `resample_to_grid`.
+
+    Shape:
+        - ``array``: :math:`(C, I, J, K)`
+        - output: :math:`(C, I', J', K')`
+    """
     # Copies, as the affines of grids are read-only, which torch warns of.
     moved = resample_to_grid(
-        array, grid.affine.copy(), target.shape, target.affine.copy(), cast(Resampling, mode)
+        array, grid.affine.copy(), target.shape, target.affine.copy(), cast(Resampling, mode), fill
     )
     return moved.numpy()
 
 
-def _is_same(grid: Grid, other: Grid) -> bool:
+def is_same_grid(grid: Grid, other: Grid) -> bool:
+    """Whether two volumes lie voxel on voxel."""
     return grid.shape == other.shape and grid.worst_corner_mm(other) <= TOLERANCE_MM
 
 
@@ -186,6 +213,8 @@ def _offset(grid: Grid, other: Grid) -> float | None:
 
 
 def _copy(path: Path, place: Path) -> None:
+    if path == place:
+        return
     place.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(path, place)
 

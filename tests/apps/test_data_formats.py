@@ -168,6 +168,42 @@ def test_dicom_comes_back_with_its_segmentation(cli, tmp_path):
             assert np.allclose(nib.load(new).affine, nib.load(old).affine, atol=1e-4)
 
 
+@pytest.mark.parametrize("names", [("ct", "pet"), ("t1", "flair")])
+def test_studies_come_back_as_cases_of_several_channels(cli, tmp_path, names):
+    pytest.importorskip("highdicom")
+    listed = write_list(tmp_path / "in", names)
+    out = put_out(cli, listed, tmp_path / "out", "--format", "dicom")
+    steps = [about["largest_rounding"] for case in
+             json.loads((out / "studies.json").read_text())["cases"]
+             for about in case["series"].values()]  # fmt: skip
+    done = cli("data", "import", out, "--out", tmp_path / "back", "--channels", ",".join(names))
+    assert done.code == 0, done.error
+    back = read_datalist(tmp_path / "back" / "datalist.json")
+    assert back.info["channels"] == list(names)
+    for case, source in zip(back, read_datalist(listed), strict=True):
+        for new, old in zip((*case.image, case.label), (*source.image, source.label), strict=True):
+            worst = np.abs(nib.load(new).get_fdata() - nib.load(old).get_fdata()).max()
+            assert worst <= max(steps) + 1e-4
+            assert np.allclose(nib.load(new).affine, nib.load(old).affine, atol=1e-4)
+
+
+def test_a_segmentation_of_one_series_comes_to_the_grid_of_another(cli, tmp_path):
+    pytest.importorskip("highdicom")
+    listed = write_list(tmp_path / "in", ("ct", "pet"))
+    out = put_out(cli, listed, tmp_path / "out", "--format", "dicom")
+    next(out.glob("*/pet/0005.dcm")).unlink()  # the PET ends a slice earlier than the CT
+    done = cli("data", "import", out, "--out", tmp_path / "back", "--channels", "pet,ct")
+    assert done.code == 0, done.error
+    (case,) = read_datalist(tmp_path / "back" / "datalist.json")
+    (source,) = read_datalist(listed)
+    for new, old in ((case.label, source.label), (case.image[1], source.image[0])):
+        found, wanted = nib.load(new).get_fdata(), nib.load(old).get_fdata()[:, :, :4]
+        assert np.allclose(found, wanted, atol=0.05)
+    shutil.rmtree(next(out.glob("*/ct")))
+    with pytest.raises(DataListError, match="the series that it segments is not under"):
+        import_dataset(out, tmp_path / "no")
+
+
 @pytest.mark.skipif(shutil.which("dcm2niix") is None, reason="dcm2niix is not installed")
 def test_dcm2niix_makes_the_same_volume(cli, tmp_path):
     pytest.importorskip("highdicom")

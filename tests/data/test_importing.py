@@ -15,7 +15,7 @@ import torchio as tio
 
 from medvae3d.data.datalists import read_datalist
 from medvae3d.data.importing import import_dataset
-from medvae3d.data.importing.dicom import transfer_syntax
+from medvae3d.data.importing.slices import transfer_syntax
 from medvae3d.errors import (
     DataListError,
     GridError,

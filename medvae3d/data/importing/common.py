@@ -37,6 +37,8 @@ class FoundCase:
         is_test: Whether the data set itself keeps the case for testing.
         split: The split that the data set gives it, if it gives one besides.
         missing: Numbers of the channels that the case lacks; all others are files of one channel.
+        one_grid: Whether further channels and the mask may lie on grids of their own, from which
+            they are brought onto that of the first channel.
     """
 
     name: str
@@ -46,6 +48,7 @@ class FoundCase:
     is_test: bool = False
     split: str = ""
     missing: tuple[int, ...] = ()
+    one_grid: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,29 +1,20 @@
-"""Folders of DICOM series: one slice a file, read through GDCM as SimpleITK has it.
+"""Folders of DICOM: series, studies of several series, and the masks of both.
 
-A series is a volume only if its slices have one size, one orientation and one distance. GDCM stacks
-whatever it is given, so this is checked here before a voxel is read. Names of patients do not leave
-the files: cases and subjects are numbered.
+A series is a case, or, where several channels are wanted, a study is one. Names of patients do not
+leave the files: cases and subjects are numbered.
 """
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-import SimpleITK as sitk
 
 from medvae3d.data.importing.common import (
-    LPS_TO_RAS,
     FoundCase,
     Layout,
     is_volume,
     require_all_labelled,
-    require_channels,
     some,
 )
 from medvae3d.data.importing.segmentations import (
@@ -33,95 +24,72 @@ from medvae3d.data.importing.segmentations import (
     read_segmentation,
     series_of,
 )
-from medvae3d.data.nifti import LARGEST_GZIP_RATIO, require_plausible
+from medvae3d.data.importing.slices import (
+    SOP_CLASS,
+    Slice,
+    grid_of_slices,
+    is_dicom,
+    meta_element,
+    read_header,
+)
+from medvae3d.data.importing.studies import Chosen, Series, choose
 from medvae3d.data.staging import ScratchFolder
-from medvae3d.data.volumes import require_usable, write_volume
-from medvae3d.errors import DataListError, GridError, UnreadableFileError
-from medvae3d.geometry import Grid
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-TAGS = {
-    "series": "0020|000e",
-    "patient": "0010|0020",
-    "modality": "0008|0060",
-    "position": "0020|0032",
-    "orientation": "0020|0037",
-    "spacing": "0028|0030",
-    "rows": "0028|0010",
-    "columns": "0028|0011",
-    "frames": "0028|0008",
-}
-# What GDCM decodes: plain, deflated, JPEG, JPEG-LS, JPEG 2000, RLE. Given any other, it does not
-# always fail: it takes the encoded bytes of high-throughput JPEG 2000 for voxels.
-DECODED = {
-    "1.2.840.10008.1.2" + end
-    for end in ("", ".1", ".2", ".1.99", ".5")
-    + tuple(f".4.{n}" for n in (50, 51, 57, 70, 80, 81, 90, 91))
-}
-# Elements of the group 0002, little endian.
-SOP_CLASS, TRANSFER_SYNTAX = b"\x02\x00", b"\x10\x00"
-COUNTS = {"position": 3, "orientation": 6, "spacing": 2, "rows": 1, "columns": 1}
-NEEDED = ("position", "orientation", "spacing")
-# Positions are rounded to 0.01 mm and more by scanners; a missing slice is off by a whole distance.
-LARGEST_UNEVENNESS = 0.1
-LARGEST_TILT_DEGREES = 0.1
-
-
-@dataclass(frozen=True)
-class Slice:
-    """A file of a series with what its header says, lengths in mm, axes as in DICOM (LPS)."""
-
-    path: Path
-    facts: Mapping[str, str]
-
-    def numbers(self, name: str) -> tuple[float, ...]:
-        """The numbers of a field.
-
-        Raises:
-            GridError: If they are none, or not as many as the field has.
-        """
-        text = self.facts.get(name, "")
-        try:
-            found = tuple(float(part) for part in text.split("\\"))
-        except ValueError:
-            found = ()
-        if len(found) != COUNTS[name] or not all(map(math.isfinite, found)):
-            raise GridError(
-                f"{self.path} has the {name} {text!r} in its header; allowed are {COUNTS[name]} "
-                f"numbers. Export the series again."
-            )
-        return found
-
-
-def is_dicom(path: Path) -> bool:
-    """Whether a file has the mark of DICOM after its preamble."""
-    if not path.is_file():
-        return False
-    with open(path, "rb") as file:
-        return file.read(132)[128:] == b"DICM"
+from medvae3d.data.volumes import write_volume
+from medvae3d.errors import DataListError
 
 
 def find_dicom(source: Path, channels: Sequence[str] | None = None) -> Layout:
-    """Finds all series below a folder; a mask beside the slices is that of the series.
+    """Finds all series below a folder, and which of them are channels of one case.
 
     Args:
         source: Folder of one series, or of folders of them. A DICOM segmentation anywhere in it is
-            the mask of the series that it refers to.
-        channels: The modality that the series should have.
+            the mask of the series that it refers to; a volume beside the slices is that of theirs.
+        channels: Series to take, by modality or description; see `choose`.
 
     Raises:
         GridError: If the slices of a series make no volume.
+        GridMismatchError: If the channels of a case have no common frame of reference.
         UnreadableFileError: If a file cannot be decoded.
-        DataListError: If the series differ in modality or there are several masks for one.
+        DataListError: If channels are missing or not unique, or there are several masks for one.
     """
-    series: dict[tuple[Path, str], list[Slice]] = defaultdict(list)
+    series, segmented = _collect(source)
+    chosen, names = choose(series, channels, source)
+    subjects: dict[str, str] = {}
+    cases: list[FoundCase] = []
+    labels: dict[str, str] = {}
+    scratch = ScratchFolder()
+    for number, case in enumerate(chosen, start=1):
+        first = case.series[0]
+        patient = first.fact("patient") or str(first.folder)
+        subject = subjects.setdefault(patient, f"subject-{len(subjects) + 1:03d}")
+        images = tuple(tuple(each.path for each in one.ordered()) for one in case.series)
+        masks: list[tuple[Path, Series | None]] = [(p, None) for p in _beside(case, series, source)]
+        masks += [(segmented[one.uid], one) for one in case.around if one.uid in segmented]
+        if len(masks) > 1:
+            raise DataListError(
+                f"{some(path for path, _ in masks)} are masks of {first.title}; allowed is one "
+                f"series and one mask in a folder. Join the masks into one label map, or part them."
+            )
+        mask = None
+        for path, segments in masks:
+            mask = path
+            if segments is not None:
+                mask = scratch.path / f"{number:04d}.nii.gz"
+                labels |= _draw(path, segments, mask)
+        name = f"{'study' if len(names) > 1 else 'series'}-{number:04d}"
+        cases.append(FoundCase(name, subject, images, mask, one_grid=len(names) > 1))
+    require_all_labelled(cases, source)
+    return Layout("dicom", source, tuple(cases), names, labels, held=scratch)
+
+
+def _collect(source: Path) -> tuple[list[Series], dict[str, Path]]:
+    """All series, and the segmentation of each by the UID of the series."""
+    files: dict[tuple[Path, str], list[Slice]] = defaultdict(list)
     segmented: dict[str, Path] = {}
     for path in sorted(source.rglob("*")):
         if path.name.startswith(".") or path.name == "DICOMDIR" or not is_dicom(path):
             continue
-        if _meta(path, SOP_CLASS) == SEGMENTATION:
+        if meta_element(path, SOP_CLASS) == SEGMENTATION:
             uid = series_of(read_segmentation(path))
             other = segmented.setdefault(uid, path)
             if other != path:
@@ -130,212 +98,45 @@ def find_dicom(source: Path, channels: Sequence[str] | None = None) -> Layout:
                     f"them, or take one out of the folder."
                 )
             continue
-        found = _read_header(path)
-        series[path.parent, found.facts.get("series", "")].append(found)
-    patients: dict[str, str] = {}
-    cases, modalities = [], set()
-    labels: dict[str, str] = {}
-    scratch = ScratchFolder()
-    for number, ((folder, uid), slices) in enumerate(series.items(), start=1):
-        ordered = sort_slices(slices, f"series {uid or '(without UID)'} in {folder}")
-        first = ordered[0].facts
-        patient = first.get("patient") or str(folder)
-        subject = patients.setdefault(patient, f"subject-{len(patients) + 1:03d}")
-        modalities.add(first.get("modality", "image"))
-        files = tuple(each.path for each in ordered)
-        mask = _mask(folder, series)
-        if uid in segmented:
-            mask = scratch.path / f"{number:04d}.nii.gz"
-            read = read_segmentation(segmented[uid])
-            labels |= {"0": "background", **names_of(read)}
-            grid = _grid(ordered)
-            write_volume(mask, label_map(read, grid, segmented[uid]), grid)
-        cases.append(FoundCase(f"series-{number:04d}", subject, (files,), mask))
-    if len(modalities) > 1:
+        found = read_header(path)
+        files[path.parent, found.facts.get("series", "")].append(found)
+    series = [Series(folder, uid, tuple(slices)) for (folder, uid), slices in files.items()]
+    known = {each.uid for each in series}
+    if lost := [path for uid, path in segmented.items() if uid not in known]:
         raise DataListError(
-            f"{source} holds series of {some(sorted(modalities))}; allowed is one modality in one "
-            f"import. Give their folders one by one."
+            f"{some(lost)}: the series that it segments is not under {source}. Add the series, or "
+            f"take the segmentation out of the folder."
         )
-    names = tuple(modalities)
-    require_channels(names, channels, source)
-    require_all_labelled(cases, source)
-    return Layout("dicom", source, tuple(cases), names, labels, held=scratch)
+    return series, segmented
 
 
-def sort_slices(slices: Sequence[Slice], name: str) -> list[Slice]:
-    """Puts slices in the order of their place, once it is sure that they make a volume.
+def _draw(path: Path, series: Series, target: Path) -> dict[str, str]:
+    """Writes a segmentation as a label map on the grid of its series; says what labels it has."""
+    read = read_segmentation(path)
+    grid = grid_of_slices(series.ordered())
+    write_volume(target, label_map(read, grid, path), grid)
+    return {"0": "background", **names_of(read)}
 
-    Raises:
-        GridError: If sizes, orientations or distances differ, or slices are missing or double.
-    """
-    for each in slices:
-        if each.facts.get("frames", "1").strip() not in ("0", "1"):
-            raise GridError(
-                f"{each.path} holds {each.facts['frames'].strip()[:20]} frames; allowed is one "
-                f"slice a file. Convert it, for example with dcm2niix, and import the NIfTI files."
+
+def _beside(case: Chosen, series: Sequence[Series], source: Path) -> list[Path]:
+    """Volumes beside the slices of a case, or beside the folders of its study."""
+    homes = {one.folder for one in case.series}
+    masks = []
+    for folder in sorted(homes):
+        there = _volumes(folder)
+        if there and any(one.folder == folder and one not in case.around for one in series):
+            raise DataListError(
+                f"{folder} holds {some(path.name for path in there)} beside its slices; allowed is "
+                f"one series and one mask in a folder. Join the masks into one label map, or part "
+                f"them."
             )
-        if lacking := [key for key in NEEDED if key not in each.facts]:
-            raise GridError(
-                f"{each.path} has no {some(lacking)} in its header, so its place is not known. "
-                f"Take it out of the folder if it is a localiser or a picture of a report."
-            )
-    for what, keys in (
-        ("pixel spacings", ("spacing",)),
-        ("sizes", ("rows", "columns")),
-        ("orientations", ("orientation",)),
-    ):
-        values = np.array([[n for key in keys for n in each.numbers(key)] for each in slices])
-        odd = np.flatnonzero(np.abs(values - values[0]).max(axis=1) > 1e-3)
-        if odd.size:
-            shown = " and ".join(_numbers(values[i]) for i in (0, odd[0]))
-            raise GridError(
-                f"{name} has mixed {what}: {shown} ({slices[0].path.name}, "
-                f"{slices[odd[0]].path.name}); a volume has one. Put the slices of each into a "
-                f"folder of its own, or export the series again."
-            )
-    if len(slices) < 2:
-        raise GridError(f"{name} has one slice; a volume has two or more. Export all slices.")
-    normal = np.cross(*np.array(slices[0].numbers("orientation")).reshape(2, 3))
-    places = np.array([each.numbers("position") for each in slices])
-    order = np.argsort(places @ normal, kind="stable")
-    _require_even(places[order], normal, [slices[i].path.name for i in order], name)
-    return [slices[i] for i in order]
+        masks += there
+    parents = {home.parent for home in homes if home != source} - homes
+    for folder in sorted(parents) if len(case.series) > 1 else []:
+        below = [one for one in series if folder in one.folder.parents]
+        masks += _volumes(folder) if all(one in case.around for one in below) else []
+    return masks
 
 
-def read_series(files: Sequence[Path]) -> tuple[NDArray[Any], Grid]:
-    """Reads the slices of a series, in the order in which they lie.
-
-    Each slice is taken to values by its own slope, as slices of PET have different ones.
-
-    Shape:
-        - output: :math:`(I, J, K)`, int16 if all values are such, else float32
-
-    Raises:
-        UnreadableFileError: If a slice cannot be decoded.
-    """
-    planes = []
-    for path in files:
-        try:
-            plane = sitk.GetArrayFromImage(sitk.ReadImage(str(path), sitk.sitkFloat32))
-        except RuntimeError as error:
-            raise _undecodable(path) from error
-        planes.append(plane.reshape(plane.shape[-2:]).T)
-    array = np.stack(planes, axis=-1)
-    require_usable(array, f"series of {files[0]}", finite=False)
-    limits = np.iinfo(np.int16)
-    if limits.min <= array.min() and array.max() <= limits.max and (array == np.rint(array)).all():
-        array = array.astype(np.int16)
-    return array, _grid([_read_header(path) for path in files])
-
-
-def _grid(slices: Sequence[Slice]) -> Grid:
-    """The grid of slices in the order in which they lie."""
-    first, last = slices[0], slices[-1]
-    along_i, along_j = np.array(first.numbers("orientation")).reshape(2, 3)
-    row_distance, column_distance = first.numbers("spacing")
-    origin = np.array(first.numbers("position"))
-    affine = np.eye(4)
-    affine[:3, 0] = along_i * column_distance
-    affine[:3, 1] = along_j * row_distance
-    affine[:3, 2] = (np.array(last.numbers("position")) - origin) / (len(slices) - 1)
-    affine[:3, 3] = origin
-    i, j = (int(first.numbers(name)[0]) for name in ("columns", "rows"))
-    grid = Grid((i, j, len(slices)), LPS_TO_RAS @ affine)
-    return require_plausible(grid, f"series of {first.path}")
-
-
-def transfer_syntax(path: Path) -> str:
-    """How the pixels of a file are encoded, by UID; read here as GDCM does not say it."""
-    return _meta(path, TRANSFER_SYNTAX)
-
-
-def _meta(path: Path, element: bytes) -> str:
-    """A UID of the group 0002, which comes before all else in a file."""
-    with open(path, "rb") as file:
-        block = file.read(4096)
-    at = 132
-    # The group 0002 is always explicit and little endian.
-    while block[at : at + 2] == b"\x02\x00" and at + 12 <= len(block):
-        is_long = block[at + 4 : at + 6] in (b"OB", b"UN")
-        head = 12 if is_long else 8
-        length = int.from_bytes(block[at + (8 if is_long else 6) : at + head], "little")
-        if block[at + 2 : at + 4] == element:
-            return block[at + head : at + head + length].decode("ascii", "replace").strip("\0 ")
-        at += head + length
-    return "unknown"
-
-
-def _read_header(path: Path) -> Slice:
-    if transfer_syntax(path) not in DECODED:
-        raise _undecodable(path)
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise _undecodable(path) from error
-    if math.prod(reader.GetSize()) > path.stat().st_size * LARGEST_GZIP_RATIO:
-        raise _undecodable(path)
-    facts = {n: reader.GetMetaData(tag) for n, tag in TAGS.items() if reader.HasMetaDataKey(tag)}
-    return Slice(path, {name: text.strip(" \0") for name, text in facts.items() if text.strip()})
-
-
-def _undecodable(path: Path) -> UnreadableFileError:
-    return UnreadableFileError(
-        f"{path} cannot be decoded: its transfer syntax is {transfer_syntax(path)}, for which "
-        f"there is no decoder here, or it is truncated. Decompress it, for example with "
-        f"'gdcmconv --raw' or 'dcmdjpeg', or export it uncompressed."
-    )
-
-
-def _require_even(
-    places: NDArray[np.float64], normal: NDArray[np.float64], names: Sequence[str], name: str
-) -> None:
-    """Checks that slices follow each other at one distance, straight above each other."""
-    steps = np.diff(places @ normal)
-    usual = float(np.median(steps))
-    same = np.flatnonzero(steps < 1e-3)
-    if same.size:
-        i = int(same[0])
-        raise GridError(
-            f"{name}: {names[i]} and {names[i + 1]} lie at the same place; a volume has one slice "
-            f"there. Export each phase or time of the series into a folder of its own."
-        )
-    # Where half of the slices were lost, the smallest distance is the true one.
-    base = float(steps.min())
-    wide = np.flatnonzero(steps > base * (1 + LARGEST_UNEVENNESS))
-    if wide.size:
-        i = int(wide[0])
-        lost = int(np.rint(steps / base - 1).sum())
-        what = f"about {lost} slices are missing" if lost else "slices have mixed distances"
-        raise GridError(
-            f"{name}: {what}: between {names[i]} and {names[i + 1]} lie {steps[i]:.4g} mm, "
-            f"usual are {usual:.4g} mm. Export the series again, whole; or resample it to one "
-            f"distance on purpose and import that."
-        )
-    course = places[-1] - places[0]
-    cosine = float(course @ normal) / float(np.linalg.norm(course))
-    tilt = float(np.degrees(np.arccos(min(1.0, cosine))))
-    if tilt > LARGEST_TILT_DEGREES:
-        raise GridError(
-            f"{name}: the gantry was tilted by {tilt:.3g} degrees, so the axes are not at right "
-            f"angles (allowed: {LARGEST_TILT_DEGREES} degrees). Resample it upright, for example "
-            f"with dcm2niix, and import that."
-        )
-
-
-def _mask(folder: Path, series: Mapping[tuple[Path, str], object]) -> Path | None:
-    masks = sorted(path for path in folder.iterdir() if path.is_file() and is_volume(path))
-    if not masks:
-        return None
-    if len(masks) > 1 or sum(there == folder for there, _ in series) > 1:
-        raise DataListError(
-            f"{folder} holds {some(path.name for path in masks)} beside its slices; allowed is one "
-            f"series and one mask in a folder. Join the masks into one label map, or part them."
-        )
-    return masks[0]
-
-
-def _numbers(values: NDArray[np.float64]) -> str:
-    return " x ".join(f"{value:.4g}" for value in values)
+def _volumes(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file() and is_volume(path))

@@ -11,11 +11,12 @@ from medvae3d.data.datalists import read_json
 from medvae3d.data.importing.bids import find_bids
 from medvae3d.data.importing.common import Layout, is_volume
 from medvae3d.data.importing.decathlon import find_decathlon
-from medvae3d.data.importing.dicom import find_dicom, is_dicom
+from medvae3d.data.importing.dicom import find_dicom
 from medvae3d.data.importing.lists import find_list
 from medvae3d.data.importing.nnunet import find_nnunet
 from medvae3d.data.importing.pairs import find_pairs
 from medvae3d.data.importing.shards import find_shards, is_tar
+from medvae3d.data.importing.slices import is_dicom
 from medvae3d.data.importing.subjects import find_subjects
 from medvae3d.errors import DataListError, SettingError, UnreadableFileError
 from medvae3d.files import is_plain

@@ -19,8 +19,9 @@ from medvae3d.data.importing.common import (
     read_itk,
     safe,
 )
-from medvae3d.data.importing.dicom import read_series
 from medvae3d.data.importing.layouts import find_layout
+from medvae3d.data.importing.one_grid import write_on_one_grid
+from medvae3d.data.importing.slices import read_series
 from medvae3d.data.nifti import grid_of, read_stored, write_stored
 from medvae3d.data.staging import require_new_folder, staged_folder
 from medvae3d.data.volumes import read_mask, write_bytes, write_volume
@@ -69,17 +70,23 @@ def import_dataset(
         for index, found in enumerate(layout.cases):
             if progress is not None:
                 progress(index, len(layout.cases), found.name)
-            images = _write_images(found, layout, folder / "images")
             label = None
             if found.label is not None:
                 label = folder / "labels" / f"{found.name}_label.nii.gz"
                 _write_label(found.label, label)
+            origin = _origin(found, layout.root)
+            if found.one_grid:
+                images, origin["covered"] = write_on_one_grid(
+                    found, layout.channels, folder / "images", label
+                )
+            else:
+                images = _write_images(found, layout, folder / "images")
             split = "testing" if found.is_test else splits[found.subject]
             if found.split and shares is None:
                 split = found.split
             extra = {"case": found.name}
             cases.append(Case(images, label, found.subject, split, extra, found.missing))
-            origins[found.name] = _origin(found, layout.root)
+            origins[found.name] = origin
         info: dict[str, Any] = dict(layout.info)
         if layout.channels:
             info["channels"] = list(layout.channels)
