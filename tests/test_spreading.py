@@ -155,3 +155,27 @@ def test_ray_is_told_not_to_report_its_use(monkeypatch):
         OnRay(1).run(Here, [1])
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
     assert spreading.LOCAL == "local"
+
+
+@pytest.mark.integration
+def test_tasks_of_a_lost_machine_are_done_on_another(tmp_path):
+    """Two nodes of a cluster, one of which goes while it works."""
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    quiet = {"include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **quiet})
+    try:
+        lost = cluster.add_node(num_cpus=1)
+        gone = []
+
+        def done(task, result):
+            if not gone:
+                gone.append(lost)
+                cluster.remove_node(lost, allow_graceful=False)
+
+        found = OnRay(2, cluster.address).run(Squares(tmp_path / "log"), TASKS, done)
+        assert gone
+        assert found == [task * task for task in TASKS]
+    finally:
+        cluster.shutdown()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -18,20 +20,32 @@ STEPS = {"max_epochs": 4, "epoch_length": 10}
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 
-def launch(bundle: Path, datalist: Path, processes: int, **changes: object) -> str:
-    """Trains a bundle in processes of its own, as a user would; what they print."""
+def command_line(
+    bundle: Path, datalist: Path, processes: int, options: Sequence[str] = (), **changes: object
+) -> list[str]:
+    """How a user trains a bundle in several processes."""
     overlay = ["multi_gpu_train"] if processes > 1 else []
     configs = [str(bundle / "configs" / f"{file}.json") for file in ["train", *overlay]]
-    torchrun = ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
+    torchrun = ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    torchrun += [*options, "-m"]
     command = [sys.executable, "-m", *(torchrun if processes > 1 else []), "monai.bundle", "run"]
     command += ["--config_file", str(configs), "--bundle_root", str(bundle)]
     command += ["--datalist", str(datalist), "--device", "cpu"]
     for key, value in changes.items():
         command += [f"--{key}", str(value)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return command
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def launch(bundle: Path, datalist: Path, processes: int, **changes: object) -> str:
+    """Trains a bundle in processes of its own; what they print."""
     done = subprocess.run(
-        command, env=environment, cwd=bundle.parent, capture_output=True, text=True, timeout=500
-    )
+        command_line(bundle, datalist, processes, **changes),
+        env=environment(), cwd=bundle.parent, capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout + done.stderr
 
@@ -68,3 +82,40 @@ def test_two_processes_learn_what_one_learns_from_twice_the_batch(
     keys = [key for key in states[0] if key.startswith("statistics.")]
     counts = [state["statistics.example_count"] for state in states]
     assert keys and counts[0] > 0 and counts[1] > 0
+
+
+def ranks_of(parent: int) -> list[int]:
+    """Processes that a process has started."""
+    found = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return [int(each) for each in found]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="processes are found in /proc")
+def test_after_a_killed_rank_all_go_on_from_the_last_state(
+    cases: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """``torchrun --max-restarts`` starts all ranks anew; the weights are those of a quiet run."""
+    name = JOINT[0]
+    bundles = [small_copy(name, tmp_path / each / name) for each in ("quiet", "killed")]
+    launch(bundles[0], cases(name), 2, **STEPS)
+    command = command_line(
+        bundles[1], cases(name), 2, ["--max-restarts=2"], resume=True, **STEPS
+    )
+    log = (tmp_path / "log").open("w+")
+    with subprocess.Popen(
+        command, env=environment(), cwd=tmp_path, stdout=log, stderr=subprocess.STDOUT
+    ) as torchrun:
+        end = time.monotonic() + 400
+        state = bundles[1] / "models" / "train_state.pt"
+        while not state.exists():
+            assert torchrun.poll() is None and time.monotonic() < end, (tmp_path / "log").read_text()
+            time.sleep(0.05)
+        os.kill(ranks_of(torchrun.pid)[-1], signal.SIGKILL)
+        assert torchrun.wait(timeout=400) == 0, (tmp_path / "log").read_text()
+    said = (tmp_path / "log").read_text()
+    assert "resumed after step" in said, "the second start has to go on, not to begin anew"
+    quiet, killed = (
+        torch.load(bundle / "models" / "model.pt", weights_only=True) for bundle in bundles
+    )
+    assert quiet.keys() == killed.keys()
+    assert all(torch.equal(quiet[key], killed[key]) for key in quiet)
