@@ -104,10 +104,12 @@ def test_after_a_killed_rank_all_go_on_from_the_last_state(
     # Otherwise ranks of the second start read the addresses of the first one, and wait for ever:
     # pytorch issue 135712.
     own_store = {**environment(), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    log = (tmp_path / "log").open("w+")
-    with subprocess.Popen(
-        command, env=own_store, cwd=tmp_path, stdout=log, stderr=subprocess.STDOUT
-    ) as torchrun:
+    with (
+        (tmp_path / "log").open("w") as log,
+        subprocess.Popen(
+            command, env=own_store, cwd=tmp_path, stdout=log, stderr=subprocess.STDOUT
+        ) as torchrun,
+    ):
         end = time.monotonic() + 400
         state = bundles[1] / "models" / "train_state.pt"
         while not state.exists():
