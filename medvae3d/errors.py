@@ -53,6 +53,10 @@ class OutputError(MedvaeError, OSError):
     """The output folder cannot be written or holds the files of another run."""
 
 
+class MemoryLimitError(MedvaeError, MemoryError):
+    """Memory does not suffice, even for the smallest part that can be computed at a time."""
+
+
 class RejectionError(MedvaeError, RuntimeError):
     """Too many samples in a row were rejected."""
 

@@ -19,7 +19,7 @@ CONCEPTS = ROOT / "docs" / "concepts"
 # A module may import its own package and any lower floor; the packages of one floor stand beside
 # each other. `errors` lies under everything.
 FLOORS = [
-    {"errors", "files", "numerics", "geometry", "seeding", "spreading"},
+    {"errors", "exhaustion", "files", "numerics", "geometry", "seeding", "spreading"},
     {"probability", "flows", "networks", "data"},
     {"models"},
     {"objectives"},

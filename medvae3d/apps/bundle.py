@@ -32,12 +32,12 @@ from medvae3d.errors import BundleError, SettingError
 from medvae3d.models.statistics import TrainingStatistics
 from medvae3d.models.two_stage import TwoStageModel
 from medvae3d.synthesis.conditions import ConditionDraw, VolumeRequest
-from medvae3d.synthesis.generator import Progress, Request, Sample, generate
+from medvae3d.synthesis.generator import Progress, Request, Sample, Skip, generate
 from medvae3d.synthesis.hosts import HostScan
 from medvae3d.synthesis.insertion import insert_lesions
 from medvae3d.synthesis.recipe import Recipe
 from medvae3d.synthesis.records import Provenance
-from medvae3d.synthesis.writing import write_cases
+from medvae3d.synthesis.writing import is_whole, write_cases
 
 RECIPE_IDS = ("channels", "labels", "spacing", "spatial_shape", "synthesis")
 # Hosts kept in memory while they are used in turn: a head of four channels takes 150 MB.
@@ -93,6 +93,7 @@ class Bundle:
         at_mm: tuple[float, float, float] | None = None,
         allow_overlap: bool = False,
         progress: Progress | None = None,
+        skip: Skip | None = None,
     ) -> Samples:
         """Makes samples; what is asked for is checked at once, samples are made as they are taken.
 
@@ -115,6 +116,7 @@ class Bundle:
             allow_overlap: Whether a new lesion may overlap one that is there.
             progress: Called after each sample with samples made, samples wanted and rejected
                 draws by reason.
+            skip: Says of an index that it need not be made; asked when its turn comes.
 
         Raises:
             SettingError: If the request does not fit the bundle.
@@ -137,13 +139,15 @@ class Bundle:
                     f"{self.name} makes whole volumes from one latent and cannot put lesions into "
                     f"a host. Leave out --host, or use a two-stage bundle."
                 )
-            return self._insert(request, wanted, progress)
+            return self._insert(request, wanted, progress, skip)
         if wanted != HostRequest():
             raise SettingError(
                 f"--lesions, --at and --host-label are for lesions put into a host; {self.name} "
                 f"makes whole volumes. Give a --host, or leave them out."
             )
-        made = generate(self.network, self.recipe, request, progress=progress, device=self.device)
+        made = generate(
+            self.network, self.recipe, request, progress=progress, device=self.device, skip=skip
+        )
         record = {
             "kind": self.recipe.synthesis.kind,
             "seed": seed,
@@ -197,6 +201,8 @@ class Bundle:
     ) -> Path:
         """Makes samples and writes them; a further range of the same run may be added later.
 
+        Cases that are there already, whole, are not made again: a run that was killed goes on.
+
         Args:
             out: Folder; see `medvae3d.synthesis.writing` for what is in it.
             count: How many.
@@ -210,16 +216,29 @@ class Bundle:
             The folder.
 
         Raises:
-            OutputError: If the folder holds the files of another run, or cannot be written.
+            OutputError: If the folder holds the files of another run, or cannot be written, or
+                another process is writing some of these cases.
             RejectionError: If a sample was rejected too often. Whole cases made until then stay.
         """
-        samples = self.generate(count, seed, **options)
-        write_cases(
-            samples, out, self.recipe, samples.run, threads=threads, preview=preview, finish=finish
-        )
-        return Path(out)
+        start = int(options.get("start", 0))
+        folder, indices = Path(out), range(start, start + count)
 
-    def _insert(self, request: Request, wanted: HostRequest, progress: Progress | None) -> Samples:
+        def skip(index: int) -> bool:
+            # Whoever makes the first case in a host draws it, and has to have it for that.
+            is_drawn = not preview or index > start or (folder / "preview.png").exists()
+            name = self.provenance.case_name(seed, index)
+            return is_drawn and is_whole(folder, name, self.recipe)
+
+        samples = self.generate(count, seed, **options, skip=skip)
+        write_cases(
+            samples, folder, self.recipe, samples.run,
+            indices=indices, threads=threads, preview=preview, finish=finish,
+        )  # fmt: skip
+        return folder
+
+    def _insert(
+        self, request: Request, wanted: HostRequest, progress: Progress | None, skip: Skip | None
+    ) -> Samples:
         """Puts lesions into hosts, or into phantoms where there are none."""
         if isinstance(request.volume_ml, Mapping):
             raise SettingError(
@@ -230,7 +249,7 @@ class Bundle:
         run = {"kind": "insertion", "seed": request.seed, "options": options}
         if self.statistics.names:
             ConditionDraw(self.statistics, self.recipe, request.volume_ml, request.extrapolate)
-        return self.samples(run, self._inserted(request, wanted, run, progress))
+        return self.samples(run, self._inserted(request, wanted, run, progress, skip))
 
     def _inserted(
         self,
@@ -238,6 +257,7 @@ class Bundle:
         wanted: HostRequest,
         run: Mapping[str, Any],
         progress: Progress | None,
+        skip: Skip | None,
     ) -> Iterator[Sample]:
         chosen: dict[str, Any] = {}
         if wanted.lesions is not None:
@@ -245,6 +265,8 @@ class Bundle:
         rejected: Counter[str] = Counter()
         read: dict[int, HostScan] = {}
         for done, index in enumerate(request.indices, start=1):
+            if skip is not None and skip(index):
+                continue
             turn = index % len(wanted.hosts) if wanted.hosts else index
             if turn not in read:
                 if len(read) >= MOST_HOSTS:

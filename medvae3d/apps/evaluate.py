@@ -15,6 +15,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -36,6 +37,7 @@ from medvae3d.apps.evaluate_sections import Judged, chosen_sections, feature_nam
 from medvae3d.apps.evaluate_work import Bar, SectionWork, Tell, compute
 from medvae3d.apps.report_files import FORMAT, Report, require_own_folder, write_report
 from medvae3d.data.datalists import SPLITS, write_datalist
+from medvae3d.data.locks import held_folder
 from medvae3d.data.manifests import sha256_of
 from medvae3d.errors import DataListError, SettingError
 from medvae3d.evaluation.figures import plain
@@ -108,7 +110,7 @@ def evaluate(
     Raises:
         DataListError: If a list cannot be used.
         SettingError: If a setting is wrong, or memory does not suffice.
-        OutputError: If the folder holds other files.
+        OutputError: If the folder holds other files, or another process is writing it.
     """
     wanted = chosen_sections(sections, paired=paired, needs_agreement=kept_list is not None)
     names = feature_names(features)
@@ -118,58 +120,62 @@ def evaluate(
             "synthetic cases are reconstructions of real ones, or leave --lpips away."
         )
     folder = None if out is None else require_own_folder(out, kept_list)
-    model = None if bundle is None else BundleModel.load(bundle, seed)
-    started, watch = datetime.now(timezone.utc), Stopwatch()
-    bar = Bar(progress, wanted)
-    lists = _lists(real, synthetic, reference, real_split, synthetic_split, paired)
-    if channels is None and model is not None:
-        channels = len(model.schemes)
-    lists = {name: first_channels(each, channels) for name, each in lists.items()}
-    lists = _drawn(lists, most, seed, paired)
-    work = SectionWork(
-        lists,
-        {
-            "spacing_mm": spacing_mm or (model.spacing_mm if model else None),
-            "shape": shape or (model.shape if model else None),
-            "intensity": intensity or "range",
-            "schemes": model.schemes if model and intensity is None else None,
-            "labels": labels or (model.labels if model else None),
-        },
-        names, seed, bundle, lpips,
-    )  # fmt: skip
-    read = work.read(bar.reading)
-    judged = work.judged(read, model)
-    times = {"reading": watch.seconds}
-    found = {}
-    for name, (section, seconds) in compute(work, judged, wanted, engine or Here(), bar).items():
-        found[name], times[name] = section, seconds
-    settings: dict[str, Any] = {"features": list(names), "paired": paired, "most": most}
-    if lpips is not None:
-        settings["lpips"] = str(lpips)
-    if model is not None:
-        settings |= {"bundle": model.name, "weights_sha256": model.weights_sha256}
-    content = {
-        "format": FORMAT,
-        "command": command or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "versions": _versions(),
-        "seed": seed,
-        "settings": settings,
-        "inputs": _inputs(read),
-        "grid": _grid(read.frame),
-        "warnings": read.warnings,
-        "summary": _summary(found),
-        "sections": {name: plain(section.to_dict()) for name, section in found.items()},
-        "times": {
-            "started": started.isoformat(timespec="seconds"),
-            "seconds": {name: round(seconds, 2) for name, seconds in times.items()},
-        },
-    }
-    if engine is not None and not engine.is_first:
-        return content
-    if folder is not None:
-        write_report(Report(content, found, judged), folder, viewer_cases)
-    if kept_list is not None:
-        _write_kept(found["agreement"], judged, read.lists["synthetic"], Path(kept_list))
+    is_first = engine is None or engine.is_first
+    with held_folder(folder) if folder is not None and is_first else nullcontext():
+        model = None if bundle is None else BundleModel.load(bundle, seed)
+        started, watch = datetime.now(timezone.utc), Stopwatch()
+        bar = Bar(progress, wanted)
+        lists = _lists(real, synthetic, reference, real_split, synthetic_split, paired)
+        if channels is None and model is not None:
+            channels = len(model.schemes)
+        lists = {name: first_channels(each, channels) for name, each in lists.items()}
+        lists = _drawn(lists, most, seed, paired)
+        work = SectionWork(
+            lists,
+            {
+                "spacing_mm": spacing_mm or (model.spacing_mm if model else None),
+                "shape": shape or (model.shape if model else None),
+                "intensity": intensity or "range",
+                "schemes": model.schemes if model and intensity is None else None,
+                "labels": labels or (model.labels if model else None),
+            },
+            names, seed, bundle, lpips,
+        )  # fmt: skip
+        read = work.read(bar.reading)
+        judged = work.judged(read, model)
+        times = {"reading": watch.seconds}
+        found = {}
+        for name, (section, seconds) in compute(
+            work, judged, wanted, engine or Here(), bar
+        ).items():
+            found[name], times[name] = section, seconds
+        settings: dict[str, Any] = {"features": list(names), "paired": paired, "most": most}
+        if lpips is not None:
+            settings["lpips"] = str(lpips)
+        if model is not None:
+            settings |= {"bundle": model.name, "weights_sha256": model.weights_sha256}
+        content = {
+            "format": FORMAT,
+            "command": command or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "versions": _versions(),
+            "seed": seed,
+            "settings": settings,
+            "inputs": _inputs(read),
+            "grid": _grid(read.frame),
+            "warnings": read.warnings,
+            "summary": _summary(found),
+            "sections": {name: plain(section.to_dict()) for name, section in found.items()},
+            "times": {
+                "started": started.isoformat(timespec="seconds"),
+                "seconds": {name: round(seconds, 2) for name, seconds in times.items()},
+            },
+        }
+        if engine is not None and not engine.is_first:
+            return content
+        if folder is not None:
+            write_report(Report(content, found, judged), folder, viewer_cases)
+        if kept_list is not None:
+            _write_kept(found["agreement"], judged, read.lists["synthetic"], Path(kept_list))
     return content
 
 

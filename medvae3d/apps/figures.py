@@ -27,6 +27,7 @@ from medvae3d.apps.bundle import Bundle, load_bundle
 from medvae3d.apps.bundle_files import read_json
 from medvae3d.apps.figure_cases import CaseSource, Say
 from medvae3d.data.augmentation import Augmentation
+from medvae3d.data.locks import held_folder
 from medvae3d.errors import MedvaeError, SettingError
 from medvae3d.evaluation import figures as judge
 from medvae3d.evaluation.agreement import (
@@ -457,8 +458,8 @@ def _folder(out: str | Path | None) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="medvae3d-figures-") as folder:
             yield Path(folder)
     else:
-        Path(out).mkdir(parents=True, exist_ok=True)
-        yield Path(out)
+        with held_folder(Path(out)):
+            yield Path(out)
 
 
 def _silent(text: str) -> None:

@@ -176,9 +176,12 @@ def write(
     """Makes samples and tells how many, how fast, how many draws were rejected, and where."""
     watch = Stopwatch()
     rejected: dict[str, int] = {}
+    made = 0
     with progress("generating") as advance:
 
         def tell(done: int, wanted: int, reasons: Mapping[str, int]) -> None:
+            nonlocal made
+            made += 1
             rejected.clear()
             rejected.update(reasons)
             lost = sum(reasons.values())
@@ -191,6 +194,7 @@ def write(
 
             if not write_ranges(bundle, out, count, seed, options, engine, workers, tell):
                 return
+            made = count
     seconds = watch.seconds
     if as_json:
         summary = {
@@ -205,9 +209,11 @@ def write(
         return
     say(
         f"{count} {'case' if count == 1 else 'cases'} from {bundle.name} {bundle.version} in "
-        f"{duration(seconds)} ({count / seconds:.3g} a second)"
+        f"{duration(seconds)} ({made / seconds:.3g} a second)"
     )
-    say(rejections(count, rejected))
+    if made < count:
+        say(f"{count - made} of them were there already, whole, and were not made again")
+    say(rejections(made, rejected))
     say(f"data set: {out / 'dataset.json'}")
     say(f"picture: {out / 'preview.png'}")
 
@@ -215,7 +221,7 @@ def write(
 def rejections(made: int, rejected: Mapping[str, int]) -> str:
     """How many draws were thrown away, and why, in a line."""
     lost = sum(rejected.values())
-    share = 100 * lost / (made + lost)
+    share = 100 * lost / max(1, made + lost)
     reasons = ", ".join(f"{reason} {n}" for reason, n in sorted(rejected.items()))
     return f"rejected {lost} of {made + lost} draws ({share:.1f} %){': ' + reasons if lost else ''}"
 

@@ -86,7 +86,8 @@ class _Maker:
         names = [provenance.case_name(seed, index) for index in range(start, start + count)]
         # Looked up by whoever makes the range: ranks that look at different times must not come
         # to different lists of what is left.
-        if not missing_cases(self.work.out, names):
+        is_drawn = start != self.work.first or (self.work.out / "preview.png").exists()
+        if is_drawn and not missing_cases(self.work.out, names):
             return rejected
 
         def told(done: int, wanted: int, reasons: Mapping[str, int]) -> None:

@@ -12,6 +12,7 @@ from medvae3d.apps.evaluate_sections import Judged
 from medvae3d.apps.report_page import make_page
 from medvae3d.apps.report_plots import contact_sheets
 from medvae3d.apps.run_options import OPTIONS_FILE
+from medvae3d.data.locks import PART
 from medvae3d.data.volumes import write_bytes
 from medvae3d.errors import OutputError
 from medvae3d.evaluation.sections import Section
@@ -78,7 +79,8 @@ def require_own_folder(out: str | Path, *also: str | Path | None) -> Path:
         *SHEETS.values(),
         *(Path(each).name for each in also if each is not None),
     }
-    foreign = sorted(path.name for path in folder.glob("*") if path.name not in own)
+    names = (path.name for path in folder.glob("*") if not PART.fullmatch(path.name))
+    foreign = sorted(name for name in names if name not in own)
     if foreign:
         raise OutputError(
             f"{folder} holds {', '.join(foreign[:3])}{', ...' * (len(foreign) > 3)}, which is no "

@@ -27,6 +27,7 @@ import typer
 from medvae3d.apps.console import Stopwatch, quietly
 from medvae3d.apps.trust import trusting
 from medvae3d.errors import MedvaeError, OutputError, SettingError, causes
+from medvae3d.exhaustion import explained
 from medvae3d.files import is_plain, load_text, parse_json
 
 OPTIONS_FILE = "options.json"
@@ -96,7 +97,7 @@ def with_run_options(function: Callable[..., None]) -> Callable[..., None]:
         trust = values["trust"]
         given = {name: value for name, value in values.items() if name in own}
         require_plain(values)
-        with quietly(quiet), reported(ctx, report), trusting(trust), unwrapped():
+        with quietly(quiet), reported(ctx, report), trusting(trust), explained(), unwrapped():
             function(**given)
         _leave_options(ctx)
 

@@ -41,6 +41,7 @@ from medvae3d.studies.case_form import CaseForm
 from medvae3d.studies.cells import (
     Report,
     cell_file,
+    held_study,
     require_same_settings,
     run_cells,
 )
@@ -81,23 +82,24 @@ def segmentation_study(
     Raises:
         MedvaeError: If anything that was given cannot be used.
     """
-    study = _Study(datalist, bundles, Path(out), options or SegmentationOptions(), device, say)
-    missing = [cell for cell in study.cells if not cell_file(study.folder, cell).is_file()]
-    design = study.design(study.supply.sample_sets(study.cells if export_nnunet else missing))
-    run_cells(
-        study.cells, design.begin, study.folder,
-        workers=workers, ray_address=ray_address, report=report,
-    )  # fmt: skip
-    found = write_results(
-        study.folder,
-        study.cells,
-        study.work,
-        study.left_out,
-        study.settings(),
-        study.supply.costs(),
-    )
-    if export_nnunet and rank_and_world()[0] == 0:
-        export_arms(study.folder, study.cells, design, study.form, say)
+    with held_study(Path(out)):
+        study = _Study(datalist, bundles, Path(out), options or SegmentationOptions(), device, say)
+        missing = [cell for cell in study.cells if not cell_file(study.folder, cell).is_file()]
+        design = study.design(study.supply.sample_sets(study.cells if export_nnunet else missing))
+        run_cells(
+            study.cells, design.begin, study.folder,
+            workers=workers, ray_address=ray_address, report=report,
+        )  # fmt: skip
+        found = write_results(
+            study.folder,
+            study.cells,
+            study.work,
+            study.left_out,
+            study.settings(),
+            study.supply.costs(),
+        )
+        if export_nnunet and rank_and_world()[0] == 0:
+            export_arms(study.folder, study.cells, design, study.form, say)
     return found
 
 

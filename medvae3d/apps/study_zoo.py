@@ -43,6 +43,7 @@ from medvae3d.studies.cells import (
     Cell,
     Report,
     cells_csv,
+    held_study,
     read_cell,
     require_same_settings,
     run_cells,
@@ -121,7 +122,6 @@ def zoo_study(
     }
     if not folder.exists():
         require_clean(check(listed))
-    require_same_settings(folder, settings)
     count = len(listed.split("training"))
     cells = [
         Cell(count, 0.0, entry.name, seed)
@@ -130,11 +130,13 @@ def zoo_study(
         if entry.system or seed == 0
     ]
     work = ZooWork(Path(datalist), folder, {each.name: each for each in chosen}, options, say)
-    run_cells(cells, lambda: work, folder, threads=torch.get_num_threads(), report=report)
-    cells_csv(folder, cells, measures())
-    rows = summaries(folder, chosen, cells)
-    table = markdown([*rows, floor(rows)] if rows else rows)
-    write_bytes(folder / "table.md", table.encode() + b"\n")
+    with held_study(folder):
+        require_same_settings(folder, settings)
+        run_cells(cells, lambda: work, folder, threads=torch.get_num_threads(), report=report)
+        cells_csv(folder, cells, measures())
+        rows = summaries(folder, chosen, cells)
+        table = markdown([*rows, floor(rows)] if rows else rows)
+        write_bytes(folder / "table.md", table.encode() + b"\n")
     done = sum(read_cell(folder, cell) is not None for cell in cells)
     return table, done, len(cells)
 

@@ -15,6 +15,7 @@ from ignite.engine import Engine, Events
 
 from medvae3d.apps.console import Advance, Stopwatch, duration
 from medvae3d.errors import MedvaeError, SettingError, causes
+from medvae3d.exhaustion import explanation
 
 Say: TypeAlias = Callable[[str], None]
 
@@ -120,11 +121,15 @@ def quiet(verbose: bool) -> Iterator[None]:
 
 
 @contextmanager
-def own_errors(is_blamed: Callable[[], bool] = lambda: False) -> Iterator[None]:
+def own_errors(
+    is_blamed: Callable[[], bool] = lambda: False,
+    explain: Callable[[BaseException], MedvaeError | None] = lambda error: None,
+) -> Iterator[None]:
     """Brings an error of ours to light that MONAI has wrapped into others.
 
     Args:
         is_blamed: Whether anything else that goes wrong is put down to settings of the user.
+        explain: Words for what is no error of ours, such as a lack of memory.
     """
     try:
         yield
@@ -135,6 +140,9 @@ def own_errors(is_blamed: Callable[[], bool] = lambda: False) -> Iterator[None]:
         for each in chain:
             if isinstance(each, MedvaeError):
                 raise each from None
+        explained = explain(error) or explanation(error)
+        if explained is not None:
+            raise explained from error
         if is_blamed():
             first = chain[-1]
             raise SettingError(

@@ -23,6 +23,8 @@ from medvae3d.files import load_json
 RUN_FILE = "run.json"
 LACKING = "training_cases_lacking_a_channel"
 """Entry of that file with their number, where there were any."""
+# Stands in a folder until all of its bundle but the weights is written.
+BEGINNING = ".beginning"
 # What every configuration of a bundle says alike: the network, and what goes into it.
 SHARED = (
     "channels", "labels", "spacing", "spatial_shape", "attributes", "classes", "network_def",
@@ -39,12 +41,14 @@ DOI = re.compile(r"10\.\d{4,}/\S+")
 
 
 def read_run(folder: Path) -> dict[str, Any] | None:
-    """What is known of the run in a folder; ``None`` if the folder is absent or empty.
+    """What is known of the run in a folder; ``None`` if it is absent or empty, or only begun.
 
     Raises:
         OutputError: If the folder holds something else.
     """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return None
+    if (folder / BEGINNING).exists():  # killed before there was anything to go on with
         return None
     path = folder / RUN_FILE
     try:
@@ -102,8 +106,10 @@ def write_bundle(
 ) -> None:
     """Writes all of a bundle but its weights.
 
+    A mark stands in the folder until it is whole, so that one of a killed process is begun anew.
+
     Args:
-        folder: Where to; made here.
+        folder: Where to; empty, or with what was begun.
         source: Bundle that is trained.
         settings: Settings of the training, with all changes.
         original: The same without changes.
@@ -111,8 +117,15 @@ def write_bundle(
         run: What is known of the run.
         name: What the bundle is called in the end.
     """
+    mark = folder / BEGINNING
+    for path in folder.iterdir() if mark.exists() else ():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path != mark:
+            path.unlink()
+    mark.touch()
     for part in ("configs", "docs", "models"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
+        (folder / part).mkdir()
     moved = [key for key in SHARED if key in settings and settings[key] != original.get(key)]
     for path in sorted((source / "configs").iterdir()):
         target = folder / "configs" / path.name
@@ -133,6 +146,7 @@ def write_bundle(
     card = _card(name, source.name, datalist, terms, run)
     (folder / "docs" / "README.md").write_text(card, encoding="utf-8")
     write_run(folder, run)
+    mark.unlink()
 
 
 def _metadata(

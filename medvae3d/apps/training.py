@@ -26,7 +26,7 @@ from monai.utils import set_determinism
 
 from medvae3d import __version__
 from medvae3d.apps.bundle_files import usable_device
-from medvae3d.apps.console import Advance, duration
+from medvae3d.apps.console import Advance, duration, times
 from medvae3d.apps.data_for_training import require_trainable
 from medvae3d.apps.settings import changed, parse_changes, read_settings
 from medvae3d.apps.sources import is_system, require_source
@@ -36,8 +36,9 @@ from medvae3d.apps.trained import LACKING, read_run, require_same_run, write_bun
 from medvae3d.apps.trust import require_trusted
 from medvae3d.data.datalists import SPLITS, DataList, read_datalist
 from medvae3d.data.integrity import check
-from medvae3d.data.staging import sole_writer
-from medvae3d.errors import OutputError
+from medvae3d.data.locks import sole_writer
+from medvae3d.errors import MedvaeError, MemoryLimitError, OutputError, causes
+from medvae3d.exhaustion import first_line, is_out_of_memory
 from medvae3d.training.trouble import LatentWatch, TrainingWatch
 
 
@@ -149,7 +150,9 @@ def train(
         job = _Job(folder, settings, listed, resume, device, say, advance)
         with (
             quiet(verbose),
-            own_errors(lambda: bool(parsed) and not verbose and not job.can_resume),
+            own_errors(
+                lambda: bool(parsed) and not verbose and not job.can_resume, job.lack_of_memory
+            ),
             job.folder_for(parts),
         ):
             job.prepare()
@@ -190,6 +193,7 @@ class _Job:
             self.changes["train#handlers"] = [
                 each for each in handlers if "@validate" not in json.dumps(each)
             ]
+        self.settings = settings
         self.workflow: Any = None
         self.trainer: Any = None
 
@@ -264,6 +268,28 @@ class _Job:
         if parser.get("tensorboard") and parser.get_parsed_content("tensorboard"):
             look += f", or tensorboard --logdir {curves}"
         self.say(f"to watch it: {look}")
+
+    def lack_of_memory(self, error: BaseException) -> MedvaeError | None:
+        """What to do where memory does not suffice: half the batch, the same gradient."""
+        lack = next((each for each in causes(error) if is_out_of_memory(each)), None)
+        if lack is None:
+            return None
+        batch = int(self.settings.get("batch_size", 1))
+        steps = int(self.settings.get("accumulation_steps", 1))
+        sides = self.settings.get("spatial_shape")
+        shape = times(sides) if isinstance(sides, list) else "these"
+        done = 0 if self.trainer is None else int(self.trainer.state.iteration)
+        advice = (
+            f"batch_size={batch // 2} accumulation_steps={2 * steps} takes about half of it for "
+            f"the same gradient"
+            if batch > 1
+            else "a smaller spatial_shape, or fewer network_def#channels, takes less"
+        )
+        return MemoryLimitError(
+            f"step {done}: memory does not suffice for batches of {batch} of {shape} voxels "
+            f"({first_line(lack)}). Train anew in another folder: {advice}; precision=bfloat16 "
+            f"helps as well. Where another program took the memory, end it and add --resume."
+        )
 
     def run(self) -> Outcome:
         """Trains to the end, or to the first signal."""

@@ -31,6 +31,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from medvae3d.data.datalists import Case, require_all_channels
 from medvae3d.data.intensity import IntensityChannels
 from medvae3d.data.sampling import LesionSampler, Sampling, places_of
+from medvae3d.data.stamps import require_unchanged, stamps_of
 from medvae3d.data.transforms import missing_channels, require_values
 from medvae3d.data.volumes import read_mask, read_volume
 from medvae3d.errors import DataListError, GridError, LabelError, SettingError
@@ -135,6 +136,7 @@ class _Patches(Dataset[dict[str, Any]]):
         cache_bytes: float,
     ) -> None:
         self.cases, self.load, self.sampler = cases, load, sampler
+        self.stamps = [stamps_of(case) for case in cases]
         self.samples_per_case, self.seed, self.channels = samples_per_case, seed, channels
         self.cache_bytes = cache_bytes
         self.cache: dict[int, tio.Subject] = {}
@@ -157,7 +159,9 @@ class _Patches(Dataset[dict[str, Any]]):
         """The whole case, from memory where it fits."""
         if index in self.cache:
             return self.cache[index]
+        require_unchanged(self.stamps[index])
         loaded = self.load(self.cases[index])
+        require_unchanged(self.stamps[index])
         image, mask, name = loaded["image"], loaded["mask"], loaded["case"]
         if image is None and self.channels is None:
             self.channels = self._channels_of_others()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import tempfile
@@ -10,7 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from medvae3d.errors import OutputError
+from medvae3d.data.locks import busy, missing, opened, remove_empty, take
+from medvae3d.errors import MedvaeError, OutputError
 
 
 class ScratchFolder:
@@ -41,63 +43,61 @@ def require_new_folder(out: str | os.PathLike[str]) -> Path:
 
 
 @contextmanager
-def sole_writer(folder: Path) -> Iterator[None]:
-    """Holds a folder for this process; the lock leaves no file and ends with the process.
-
-    Args:
-        folder: A folder that exists. Where the system cannot lock folders, nothing is held.
-
-    Raises:
-        OutputError: If another process holds it.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OutputError(
-                f"{folder} is being written by another process. Wait until it has ended, or choose "
-                f"another folder for --out."
-            ) from None
-        except OSError:  # a file system without locks
-            pass
-        yield
-    finally:
-        os.close(handle)
-
-
-@contextmanager
 def staged_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a folder to write into that takes the name ``out`` if all goes well.
 
     It lies beside ``out``, so that relative paths from one are those from the other. After an
-    error or an interruption nothing of it is left.
+    error or an interruption nothing of it is left; what a killed process left is taken away.
 
     Raises:
-        OutputError: If ``out`` holds something already, or cannot be written.
+        OutputError: If ``out`` holds something already, cannot be written, or is being written by
+            another process.
     """
     out = require_new_folder(out).absolute()
-    made = [folder for folder in (out.parent, *out.parent.parents) if not folder.exists()]
+    made = missing(out.parent)
     staged = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
+        _require_alone(out, staged)
         staged.mkdir(parents=True)
-        yield staged
-        os.replace(staged, require_new_folder(out))
+        with opened(staged) as handle:
+            take(handle)
+            # Two that begin in the same moment see each other now: the first by name goes on.
+            _require_alone(out, staged)
+            yield staged
+            os.replace(staged, require_new_folder(out))
     except BaseException as error:
         shutil.rmtree(staged, ignore_errors=True)
-        for folder in made:
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
-        if isinstance(error, OSError) and not isinstance(error, OutputError):
-            if type(error).__module__ != "builtins":
-                raise  # one of ours, with its own advice
+        remove_empty(made)
+        if isinstance(error, OSError) and not isinstance(error, MedvaeError):
             raise OutputError(
                 f"{out} cannot be written: {error.strerror or error}. "
                 f"Choose a folder with room that you may write to."
             ) from error
         raise
+
+
+def _require_alone(out: Path, own: Path) -> None:
+    """Refuses to write a folder beside another process; removes what a killed one left."""
+    for path in sorted(out.parent.glob(f".{glob.escape(out.name)}.*.tmp")):
+        if path == own:
+            continue
+        try:
+            with opened(path) as handle:
+                is_mine = take(handle)
+        except OSError:  # it has taken its name, or is gone
+            continue
+        if is_mine is False and (not own.exists() or path < own):
+            raise busy(out)
+        if is_mine and not _is_alive(path):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_alive(staged: Path) -> bool:
+    """Whether the process that a folder is named after runs: it may not have locked it yet."""
+    try:
+        os.kill(int(staged.name.split(".")[-2]), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except OSError:  # of another user
+        return True
+    return True

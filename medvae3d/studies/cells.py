@@ -12,11 +12,13 @@ import io
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from medvae3d.data.locks import held_folder
 from medvae3d.data.volumes import write_bytes
 from medvae3d.errors import OutputError, SettingError
 from medvae3d.files import load_json
@@ -58,6 +60,17 @@ class Cell:
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
+
+
+def held_study(folder: Path) -> AbstractContextManager[None]:
+    """Holds the folder of a study for this process and the other ranks of its job.
+
+    Raises:
+        OutputError: If another study is writing it, or it cannot be made.
+    """
+    rank, world = rank_and_world()
+    # Other ranks may be writing already.
+    return nullcontext() if rank else held_folder(folder, clear=world == 1)
 
 
 def require_same_settings(folder: Path, settings: Mapping[str, Any]) -> None:

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from medvae3d.data.volumes import Volume
-from medvae3d.errors import RejectionError, SettingError
+from medvae3d.errors import MemoryLimitError, RejectionError, SettingError
+from medvae3d.exhaustion import first_line, is_out_of_memory
 from medvae3d.geometry import Grid
 from medvae3d.synthesis.conditions import VolumeRequest
 from medvae3d.synthesis.makers import Draft, Maker, Settings, make_maker
@@ -30,7 +31,10 @@ if TYPE_CHECKING:
     from medvae3d.synthesis.insertion import Inserted
 
 Progress: TypeAlias = Callable[[int, int, Mapping[str, int]], None]
-"""Told after each sample: samples made, samples wanted, rejected draws by reason."""
+"""Told after each sample: samples made or skipped, samples wanted, rejected draws by reason."""
+
+Skip: TypeAlias = Callable[[int], bool]
+"""Whether the sample of an index is there already."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,7 @@ def generate(
     *,
     progress: Progress | None = None,
     device: torch.device | str = "cpu",
+    skip: Skip | None = None,
 ) -> Iterator[Sample]:
     """Draws samples without a host; the request is checked before the first one is asked for.
 
@@ -144,11 +149,13 @@ def generate(
         request: Which samples are wanted.
         progress: Called after each sample.
         device: Where to compute. Bytes are the same for the same kind of device.
+        skip: Says of an index that it need not be made; asked when its turn comes.
 
     Raises:
         SettingError: If the request does not fit the network.
         RangeError: If it leaves the range of the training set.
         RejectionError: While iterating, if a sample was rejected too often.
+        MemoryLimitError: While iterating, if memory does not suffice for a single sample.
     """
     settings = Settings(
         request.seed,
@@ -160,16 +167,18 @@ def generate(
         request.class_name,
     )
     maker = make_maker(network, recipe, settings, torch.device(device))
-    return _run(maker, request, progress)
+    return _run(maker, request, progress, skip or (lambda index: False))
 
 
-def _run(maker: Maker, request: Request, progress: Progress | None) -> Iterator[Sample]:
+def _run(maker: Maker, request: Request, progress: Progress | None, skip: Skip) -> Iterator[Sample]:
     size = maker.recipe.synthesis.block_size
     rejected: Counter[str] = Counter()
     done = 0
     for first in range(request.start // size * size, request.start + request.count, size):
-        wanted = [i for i in range(first, first + size) if i in request.indices]
-        for sample in _block(maker, wanted, size):
+        asked = [i for i in range(first, first + size) if i in request.indices]
+        wanted = [i for i in asked if not skip(i)]
+        done += len(asked) - len(wanted)
+        for sample in _block(maker, wanted, size) if wanted else ():
             done += 1
             rejected.update(sample.record["rejected"])
             if progress is not None:
@@ -180,25 +189,53 @@ def _run(maker: Maker, request: Request, progress: Progress | None) -> Iterator[
 def _block(maker: Maker, wanted: Sequence[int], size: int) -> list[Sample]:
     """Makes some samples of a block; a first draw is decoded with the block, others alone."""
     reasons: dict[int, Counter[str]] = {index: Counter() for index in wanted}
-    drafts = maker.drafts(wanted, 0)
-    maker.fill(drafts, size)
     made: list[Draft] = []
-    for first in drafts:
+    for first in _decoded(maker, wanted, 0, size):
         draft = first
         while draft.reason is not None:
             reasons[draft.index][draft.reason] += 1
             if draft.attempt + 1 >= maker.recipe.synthesis.max_attempts:
                 raise _gave_up(draft.index, reasons[draft.index])
-            (draft,) = maker.drafts([draft.index], draft.attempt + 1)
-            maker.fill([draft], RETRY_ROWS)
+            (draft,) = _decoded(maker, [draft.index], draft.attempt + 1, RETRY_ROWS)
         made.append(draft)
     labels, images = maker.finish(made)
     records = maker.records(made, labels, images)
     samples = []
     for draft, label, image, record in zip(made, labels, images, records, strict=True):
-        rejected = {"rejected": dict(sorted(reasons[draft.index].items()))}
-        samples.append(Sample(image, label, maker.grid, {**record, **rejected}))
+        more: dict[str, Any] = {"rejected": dict(sorted(reasons[draft.index].items()))}
+        if maker.most_rows is not None:
+            more["decoded_in_batches_of"] = maker.most_rows
+        samples.append(Sample(image, label, maker.grid, {**record, **more}))
     return samples
+
+
+def _decoded(maker: Maker, wanted: Sequence[int], attempt: int, size: int) -> list[Draft]:
+    """Drafts with their labels and images, decoded in smaller batches if memory does not suffice.
+
+    Noise is drawn for each draft alone, so that only the last bits of convolutions depend on the
+    size of a batch; the record says if it was not that of the recipe.
+    """
+    while True:
+        rows = size if maker.most_rows is None else min(size, maker.most_rows)
+        drafts = maker.drafts(wanted, attempt)
+        try:
+            for first in range(0, len(drafts), rows):
+                maker.fill(drafts[first : first + rows], rows)
+            return drafts
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if rows == 1:
+                raise MemoryLimitError(
+                    f"sample {wanted[0]}: memory does not suffice to decode a single volume of "
+                    f"{' x '.join(map(str, maker.recipe.spatial_shape))} voxels "
+                    f"({first_line(error)}). End what else takes memory, or use another device "
+                    f"with --device."
+                ) from error
+        # Not within the handler, where the error still holds what was computed.
+        maker.most_rows = max(1, rows // 2)
+        if maker.device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 def _gave_up(index: int, reasons: Mapping[str, int]) -> RejectionError:

@@ -164,6 +164,8 @@ class Maker:
         known = self.draw.percentiles_ml
         self.limits = None if known is None else tuple(ml / recipe.voxel_ml for ml in known)
         self.grid = recipe.grid
+        # Rows of a batch at most, once memory has not sufficed for more.
+        self.most_rows: int | None = None
         prepare(network, device)
 
     def fill(self, drafts: Sequence[Draft], size: int) -> None:

@@ -20,19 +20,21 @@ import re
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from medvae3d.data.nifti import read_stored
 from medvae3d.data.volumes import read_mask, read_volume, write_bytes, write_volume
-from medvae3d.errors import OutputError, SettingError
+from medvae3d.errors import MedvaeError, OutputError, SettingError
 from medvae3d.synthesis.generator import Sample
 from medvae3d.synthesis.preview import Panel, contact_sheet, preview_insertion
 from medvae3d.synthesis.recipe import Recipe
 from medvae3d.synthesis.records import RUN_KEYS, plain, read_records, rejections, to_bytes
+from medvae3d.synthesis.sharing import IMAGES, LABELS, RECORDS, clear, held_range, turn
 
-IMAGES, LABELS, RECORDS = "imagesTr", "labelsTr", "records"
 DATASET = "dataset.json"
 PREVIEW_CASES = 6
 
@@ -84,11 +86,14 @@ def write_cases(
     recipe: Recipe,
     run: Mapping[str, Any],
     *,
+    indices: range | None = None,
     threads: int = 2,
     preview: bool = True,
     finish: bool = True,
 ) -> Path:
     """Writes samples as they come, and the files about them at the end.
+
+    Other processes may write other indices into the same folder meanwhile.
 
     Measured: compressing takes as long as decoding, and runs beside it in its own threads.
 
@@ -97,6 +102,7 @@ def write_cases(
         out: Folder; made if needed.
         recipe: Says how channels are stored.
         run: What all cases have in common; see `Provenance.run`.
+        indices: Those of the samples, which no other process may be writing; unknown by default.
         threads: Cases written at a time.
         preview: Whether to draw ``preview.png``.
         finish: Whether to check the folder first and to write the files about all cases at the
@@ -107,11 +113,24 @@ def write_cases(
         Path of ``dataset.json``.
 
     Raises:
-        OutputError: If the folder holds the files of another run, or cannot be written.
+        OutputError: If the folder holds the files of another run, or cannot be written, or another
+            process is writing some of these cases.
     """
     if threads < 1:
         raise SettingError(f"threads is {threads}; allowed is 1 or more.")
     folder = require_own_folder(out, run) if finish else Path(out)
+    with nullcontext() if indices is None else held_range(folder, indices):
+        first = _write_all(samples, folder, recipe, threads, finish)
+        if preview and (folder / RECORDS).is_dir():
+            with turn(folder):
+                _draw(first, folder, recipe, finish)
+    return folder / DATASET
+
+
+def _write_all(
+    samples: Iterable[Sample], folder: Path, recipe: Recipe, threads: int, finish: bool
+) -> Sample | None:
+    """Writes cases and, if wanted, the data list; gives the first sample."""
     first: Sample | None = None
     waiting: deque[Future[None]] = deque()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="medvae3d-write")
@@ -129,14 +148,17 @@ def write_cases(
         # Also after an interruption: what is whole so far is a data set.
         if finish:
             finish_folder(folder, recipe, preview=False)
-    if preview and first is not None and first.inserted is not None:
+    return first
+
+
+def _draw(first: Sample | None, folder: Path, recipe: Recipe, finish: bool) -> None:
+    if first is not None and first.inserted is not None:
         # Of a host, only the first case is drawn, before and after: whoever makes it has both.
         earliest = min(path.stem for path in (folder / RECORDS).glob("*.json"))
         if first.record["case"] == earliest:
             _preview_host(first, folder, recipe)
-    elif preview and finish and first is not None:
+    elif finish and any(each["kind"] != "insertion" for each in read_records(folder)):
         write_preview(folder, recipe)
-    return folder / DATASET
 
 
 def finish_folder(folder: Path, recipe: Recipe, *, preview: bool = True) -> None:
@@ -148,16 +170,34 @@ def finish_folder(folder: Path, recipe: Recipe, *, preview: bool = True) -> None
         preview: Whether to draw ``preview.png``; of lesions put into hosts, whoever makes the first
             case draws it.
     """
-    records = read_records(folder)
-    if records:
-        write_bytes(folder / DATASET, to_bytes(describe(records, recipe)))
-        if preview and records[0]["kind"] != "insertion":
-            write_preview(folder, recipe)
+    if not (folder / RECORDS).is_dir():
+        return
+    with turn(folder):
+        clear(folder)
+        records = read_records(folder)
+        if records:
+            write_bytes(folder / DATASET, to_bytes(describe(records, recipe)))
+            if preview and records[0]["kind"] != "insertion":
+                write_preview(folder, recipe)
 
 
 def missing_cases(folder: Path, cases: Sequence[str]) -> list[str]:
     """Those of some cases that have no record in a folder, and so have to be made."""
     return [case for case in cases if not (folder / RECORDS / f"{case}.json").is_file()]
+
+
+def is_whole(folder: Path, case: str, recipe: Recipe) -> bool:
+    """Whether a case is in a folder with its record and readable files."""
+    if missing_cases(folder, [case]):
+        return False
+    paths = [folder / IMAGES / image_name(case, c) for c in range(len(recipe.channels))]
+    paths.append(folder / LABELS / f"{case}.nii.gz")
+    try:
+        for path in paths:
+            read_stored(path, str(path))
+    except MedvaeError:
+        return False
+    return True
 
 
 def describe(records: Sequence[Mapping[str, Any]], recipe: Recipe) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +18,42 @@ import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
 
-from medvae3d.errors import BundleError, SettingError
+from medvae3d.errors import BundleError, OutputError, SettingError, causes
 from medvae3d.models.weights import read_tensors
 from medvae3d.training.ema import ExponentialMovingAverage
 from medvae3d.training.players import Player
 
 
 def save_atomically(state: object, path: str | os.PathLike[str]) -> None:
-    """Writes a file that is either the old one or the new one, never half of either."""
+    """Writes a file that is either the old one or the new one, never half of either.
+
+    What a killed process left of it is written over by the next: one process at a time has the
+    folder of a run.
+
+    Raises:
+        OutputError: If it cannot be written.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
+    except (OSError, RuntimeError) as error:
+        # torch closes its archive while the error passes by, and raises a second one.
+        cause = next((each for each in causes(error) if isinstance(each, OSError)), None)
+        if cause is None:
+            raise
+        raise OutputError(
+            f"{path} cannot be written: {cause.strerror or cause}. What stood there is intact. "
+            f"Make room, or choose a folder that you may write to."
+        ) from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
 
 
 def load_state(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -70,7 +88,8 @@ class TrainStateSaver:
         path: The file; its name is longer than ``model.pt`` so that no viewer takes it for weights.
         players: The players of the trainer.
         ema: Slow copies, if there are any.
-        every_steps: Steps between two saves, besides one at each end of an epoch; 0 for none.
+        every_steps: Steps between two saves, besides one at each end of an epoch, after its
+            validation; 0 for none.
         resume: Whether to start from the file if it exists.
     """
 
@@ -92,9 +111,20 @@ class TrainStateSaver:
         """Registers saving and restoring with a trainer."""
         engine.add_event_handler(Events.STARTED, self.restore)
         if self.every_steps:
-            engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.every_steps), self.save)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+            every = Events.ITERATION_COMPLETED(every=self.every_steps)
+            engine.add_event_handler(every, self._save_within)
+        engine.add_event_handler(Events.STARTED, self._come_last)
         engine.add_event_handler(Events.TERMINATE, self.save)
+
+    def _save_within(self, engine: Any) -> None:
+        # A run that goes on after the last step of an epoch would leave out its validation.
+        if engine.state.iteration % engine.state.epoch_length:
+            self.save(engine)
+
+    def _come_last(self, engine: Engine) -> None:
+        """Registers the save at the end of an epoch after all that others do there."""
+        if not engine.has_event_handler(self.save, Events.EPOCH_COMPLETED):
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
 
     def save(self, engine: Any) -> None:
         """Writes the state, from the first process only."""
@@ -106,6 +136,7 @@ class TrainStateSaver:
             "seed": engine.seed,
             "best_metric": float(engine.state.best_metric),
             "best_metric_epoch": int(engine.state.best_metric_epoch),
+            "early_stop": getattr(engine.state, "early_stop", None),
             "players": {
                 player.name: {
                     "network": player.network.state_dict(),
@@ -154,6 +185,7 @@ class TrainStateSaver:
         engine.state.epoch = state["iteration"] // state["epoch_length"]
         engine.state.best_metric = state["best_metric"]
         engine.state.best_metric_epoch = state["best_metric_epoch"]
+        engine.state.early_stop = state.get("early_stop")
         engine.logger.info(f"resumed after step {state['iteration']} from {self.path}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import time
 from collections.abc import Callable
@@ -10,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ignite.engine import Engine, Events
+
+from medvae3d.data.nifti import write_bytes
+from medvae3d.errors import OutputError
 
 
 class ProgressLog:
@@ -114,13 +118,17 @@ class HistoryWriter:
         self._sums, self._counts = {}, {}
 
     def _write(self, rows: list[dict[str, float]], mode: str) -> None:
-        with self.path.open(mode, newline="") as file:
-            writer = csv.DictWriter(file, ["step", *self._names], restval="")
-            if mode == "w":
-                writer.writeheader()
-            writer.writerows(
-                {k: int(v) if k == "step" else f"{v:.6g}" for k, v in row.items()} for row in rows
-            )
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, ["step", *self._names], restval="")
+        if mode == "w":
+            writer.writeheader()
+        writer.writerows(
+            {k: int(v) if k == "step" else f"{v:.6g}" for k, v in row.items()} for row in rows
+        )
+        if mode == "w":
+            write_bytes(self.path, text.getvalue().encode())
+        else:
+            append(self.path, text.getvalue())
 
 
 def read_history(path: str | Path) -> list[dict[str, float]]:
@@ -129,8 +137,34 @@ def read_history(path: str | Path) -> list[dict[str, float]]:
         return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
 
 
+def append(path: Path, text: str) -> None:
+    """Appends whole lines to a file, or none of them.
+
+    Raises:
+        OutputError: If they cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab", buffering=0) as file:
+            size = file.tell()
+            content = memoryview(text.encode())
+            try:
+                while content:
+                    content = content[file.write(content) or 0 :]
+            except OSError:
+                file.truncate(size)
+                raise
+    except OSError as error:
+        raise OutputError(
+            f"{path} cannot be written: {error.strerror or error}. Make room, or choose a folder "
+            f"that you may write to."
+        ) from error
+
+
 class ValidationWriter:
     """Appends the metrics of each validation to a file, one JSON object a line.
+
+    A resumed run that comes to an epoch again drops what was written of it and of later ones.
 
     Args:
         path: The file.
@@ -144,8 +178,10 @@ class ValidationWriter:
         engine.add_event_handler(Events.COMPLETED, self._append)
 
     def _append(self, engine: Any) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         # MONAI's validation handler runs the evaluator to the trainer's epoch.
         row = {"epoch": engine.state.epoch, **engine.state.metrics}
-        with self.path.open("a") as file:
-            file.write(json.dumps({k: round(float(v), 6) for k, v in row.items()}) + "\n")
+        lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
+        kept = [line for line in lines if json.loads(line)["epoch"] < engine.state.epoch]
+        if len(kept) < len(lines):
+            write_bytes(self.path, "".join(kept).encode())
+        append(self.path, json.dumps({k: round(float(v), 6) for k, v in row.items()}) + "\n")

@@ -156,4 +156,17 @@ class EarlyStop:
         """Registers the rule with a trainer."""
         score = stopping_fn_from_metric(self.metric)
         rule = EarlyStopping(self.patience, score, engine)
+
+        def go_on(engine: Any) -> None:
+            if getattr(engine.state, "early_stop", None):
+                rule.load_state_dict(engine.state.early_stop)
+                if rule.counter >= self.patience:  # it had ended, but for what follows the end
+                    engine.terminate()
+
+        def keep(evaluator: Engine) -> None:
+            # The state of a run is saved with it: what has been waited for counts after a resume.
+            engine.state.early_stop = dict(rule.state_dict())  # type: ignore[attr-defined]
+
+        engine.add_event_handler(Events.STARTED, go_on)
         self.evaluator.add_event_handler(Events.EPOCH_COMPLETED, rule)
+        self.evaluator.add_event_handler(Events.EPOCH_COMPLETED, keep)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from medvae3d.data.staging import sole_writer
+from medvae3d.data.locks import sole_writer
 from medvae3d.errors import OutputError
 
 HOLD = """

@@ -26,6 +26,7 @@ from medvae3d.studies.cells import (
     Report,
     cell_file,
     cells_csv,
+    held_study,
     require_same_settings,
     run_cells,
     wait_for,
@@ -167,12 +168,15 @@ def classification_study(
         "samples": None if samples is None else _digest(samples),
         **chosen.to_dict(),
     }
-    require_same_settings(folder, settings)
-    design = Design(task, options.split, chosen, folder, most, options.seed, samples)
-    run_cells(cells, design.begin, folder, workers=workers, ray_address=ray_address, report=report)
-    if rank_and_world()[0]:
-        return FoundClasses(folder, "", "", 0, len(cells), ())
-    return _results(design, cells, settings)
+    with held_study(folder):
+        require_same_settings(folder, settings)
+        design = Design(task, options.split, chosen, folder, most, options.seed, samples)
+        run_cells(
+            cells, design.begin, folder, workers=workers, ray_address=ray_address, report=report
+        )
+        if rank_and_world()[0]:
+            return FoundClasses(folder, "", "", 0, len(cells), ())
+        return _results(design, cells, settings)
 
 
 def _chosen(preset: Preset, options: ClassificationOptions) -> Preset:
