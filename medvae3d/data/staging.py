@@ -56,9 +56,11 @@ def staged_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
     out = require_new_folder(out).absolute()
     made = missing(out.parent)
     staged = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    is_ours = False
     try:
-        _require_alone(out, staged)
+        _require_alone(out, None)
         staged.mkdir(parents=True)
+        is_ours = True
         with opened(staged) as handle:
             take(handle)
             # Two that begin in the same moment see each other now: the first by name goes on.
@@ -66,7 +68,8 @@ def staged_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
             yield staged
             os.replace(staged, require_new_folder(out))
     except BaseException as error:
-        shutil.rmtree(staged, ignore_errors=True)
+        if is_ours:
+            shutil.rmtree(staged, ignore_errors=True)
         remove_empty(made)
         if isinstance(error, OSError) and not isinstance(error, MedvaeError):
             raise OutputError(
@@ -76,7 +79,7 @@ def staged_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
         raise
 
 
-def _require_alone(out: Path, own: Path) -> None:
+def _require_alone(out: Path, own: Path | None) -> None:
     """Refuses to write a folder beside another process; removes what a killed one left."""
     for path in sorted(out.parent.glob(f".{glob.escape(out.name)}.*.tmp")):
         if path == own:
@@ -86,7 +89,7 @@ def _require_alone(out: Path, own: Path) -> None:
                 is_mine = take(handle)
         except OSError:  # it has taken its name, or is gone
             continue
-        if is_mine is False and (not own.exists() or path < own):
+        if is_mine is False and (own is None or path < own):
             raise busy(out)
         if is_mine and not _is_alive(path):
             shutil.rmtree(path, ignore_errors=True)
@@ -95,7 +98,10 @@ def _require_alone(out: Path, own: Path) -> None:
 def _is_alive(staged: Path) -> bool:
     """Whether the process that a folder is named after runs: it may not have locked it yet."""
     try:
-        os.kill(int(staged.name.split(".")[-2]), 0)
+        number = int(staged.name.split(".")[-2])
+        if number == os.getpid():  # of one before this, which had the same number
+            return False
+        os.kill(number, 0)
     except (ValueError, ProcessLookupError):
         return False
     except OSError:  # of another user

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from medvae3d.data.manifests import Case
+from medvae3d.data.datalists import Case
 from medvae3d.errors import UnreadableFileError
 
 Stamps: TypeAlias = dict[Path, tuple[int, int]]

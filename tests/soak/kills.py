@@ -3,11 +3,12 @@
     PYTHONPATH=.:tests .venv/bin/python tests/soak/kills.py --kills 50
 
 One process imports everything and forks each run, so that a run costs what it computes. A run is
-killed (SIGKILL) at a random moment, or at a chosen place: half into a file, before or after it takes
-its name, between two files of a case. After each kill every file that has its name is looked at:
-NIfTI unpacks to its check sum and loads in nibabel, pictures and checkpoints load, JSON is whole, a
-record agrees with its mask, and each case is byte for byte that of the run that was not killed.
-Then the same command runs again, until it ends; its folder has to be that of the undisturbed run.
+killed (SIGKILL) at a random moment, or at a chosen place: half into a file, before or after it
+takes its name, between two files of a case. After each kill every file that has its name is looked
+at: NIfTI unpacks to its check sum and loads in nibabel, pictures and checkpoints load, JSON is
+whole, a record agrees with its mask, and each case is byte for byte that of the run that was not
+killed. Then the same command runs again, until it ends; its folder has to be that of the
+undisturbed run.
 Leaves with 1 if anything differs, and prints what was done as JSON.
 """
 
@@ -79,7 +80,7 @@ def half_of(name: str, count: int = 1) -> Aim:
                 die()
 
         def opening(file: Any, mode: str = "r", *more: Any, **options: Any) -> Any:
-            opened = builtins.open(file, mode, *more, **options)
+            opened = builtins.open(file, mode, *more, **options)  # noqa: SIM115
             if mode == "wb" and name in Path(file).name:
                 left[0] -= 1
                 if not left[0]:
