@@ -360,7 +360,7 @@ def test_indices_have_one_writer_and_others_may_share_the_folder(
 def test_what_a_killed_process_left_is_cleared_by_the_next(cli, bundles, whole, tmp_path):
     out = tmp_path / "out"
     names = (
-        "records/.2-7.lock",
+        ".writing/0-7.lock",
         "records/.balls_s3_000005.json.1-1.tmp",
         "imagesTr/.balls_s3_000001_0000.nii.gz.1-1.tmp",
         ".dataset.json.1-1.tmp",
