@@ -61,7 +61,7 @@ def explore(
 
     Writes each volume with its mask as NIfTI, an animation and a contact sheet.
 
-    Example: medvae3d explore sts_petct_hvae volume --volume-ml 20:500 --out growth
+    Example: medvae3d explore sts_petct_hvae volume --volume-ml 30:500 --out growth
 
     Example: medvae3d explore sts_petct_hvae interpolation --datalist cases.json --cases A,B --out p
     """
@@ -71,7 +71,7 @@ def explore(
     limits = None if volume_ml is None else parse_range(volume_ml, "--volume-ml", float)
     place = None if at is None else parse_triple(at, "--at", float)
     if what == "volume" and limits is None:
-        raise SettingError("--volume-ml says from which volume to which. Write it like 20:500.")
+        raise SettingError("--volume-ml says from which volume to which. Write it like 30:500.")
     if what == "interpolation" and (datalist is None or cases is None or cases.count(",") != 1):
         raise SettingError(
             "an interpolation needs --datalist and two names in --cases, such as --cases A,B. Give "

@@ -106,7 +106,7 @@ def generate(
     Case i depends on seed and i alone: ranges made with --start on several machines go together,
     and with --workers, --ray or torchrun the folder is the same to the byte.
 
-    Example: medvae3d generate sts_petct_hvae --count 20 --seed 1 --volume-ml 20:200 --out made
+    Example: medvae3d generate sts_petct_hvae --count 20 --seed 1 --volume-ml 30:200 --out made
 
     Example: medvae3d generate brain_mri_ms_pavae --count 4 --host flair.nii.gz --out made
     """
