@@ -68,7 +68,7 @@ def convolve(
         - ``input``: :math:`(B, C, I, J, K)`; ``weight``: :math:`(O, C / groups, i, j, k)`
     """
     if isinstance(padding, str) or input.ndim != 5:
-        return torch.conv3d(input, weight, bias, stride, padding, dilation, groups)  # type: ignore[arg-type]
+        return torch.conv3d(input, weight, bias, stride, padding, dilation, groups)
     kind = input.device.type
     if torch.is_autocast_enabled(kind) and input.dtype in HALVES:
         dtype = torch.get_autocast_dtype(kind)
@@ -124,7 +124,7 @@ class _Convolution(torch.autograd.Function):
             return torch.convolution(x, weight, bias, *spec)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight = ctx.saved_tensors
         wanted = _wanted(ctx, 3)
         if not torch.is_grad_enabled():  # the last time: all at once
@@ -148,7 +148,7 @@ class _ToInput(torch.autograd.Function):
         return found
 
     @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, cotangent: Tensor) -> Any:
         grad, weight = ctx.saved_tensors
         to_grad, to_weight = _wanted(ctx, 2)
         return (
@@ -170,7 +170,7 @@ class _ToWeight(torch.autograd.Function):
         return found
 
     @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, cotangent: Tensor) -> Any:
         grad, x = ctx.saved_tensors
         to_grad, to_input = _wanted(ctx, 2)
         return (
@@ -190,7 +190,7 @@ class _Silu(torch.autograd.Function):
         return F.silu(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Any:
         (x,) = ctx.saved_tensors
         return _SiluSlope.apply(grad, x)
 
@@ -206,7 +206,7 @@ class _SiluSlope(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, cotangent: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, cotangent: Tensor) -> Any:
         grad, x = ctx.saved_tensors
         to_x = None
         if ctx.needs_input_grad[1]:
