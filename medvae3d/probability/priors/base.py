@@ -168,6 +168,57 @@ def checked_latents(
     return z, a
 
 
+def require_sizes(kind: str, **sizes: tuple[int, int]) -> None:
+    """Checks sizes of a prior, each given as what it is and the least that it may be.
+
+    Raises:
+        SettingError: If one is less.
+    """
+    if any(value < least for value, least in sizes.values()):
+        given = ", ".join(f"{name}={value}" for name, (value, _) in sizes.items())
+        allowed = ", ".join(f"{name} >= {least}" for name, (_, least) in sizes.items())
+        raise SettingError(f"{kind}({given}): allowed are {allowed}.")
+
+
+def require_attributes(attributes: Tensor, wanted: int) -> None:
+    """Checks that rows of attributes, ``(B, F)``, are as long as a prior was made for.
+
+    Raises:
+        SettingError: If they are not.
+    """
+    if attributes.shape[1] != wanted:
+        raise SettingError(
+            f"{attributes.shape[1]} attributes given, this prior was made for {wanted}; pass all "
+            f"of them, standardised, in their order."
+        )
+
+
+def one_by_one(
+    count: int,
+    told: Sequence[Tensor | None],
+    generators: Generators,
+    draw: Callable[..., Tensor],
+    nothing: Tensor,
+) -> Tensor:
+    """Draws samples one after the other, so that none depends on the size of its batch.
+
+    Args:
+        count: How many.
+        told: What they should be, each ``(count, ...)``; attributes first.
+        generators: One for all, or one for each.
+        draw: Gives one sample for one row, ``(1, ...)``, of each of ``told`` and its generator.
+        nothing: What no samples are, a tensor of length 0.
+
+    Raises:
+        SettingError: If there are not as many generators or attribute rows as samples.
+    """
+    rows = [
+        draw(*(None if each is None else each[i : i + 1] for each in told), generator)
+        for i, generator in enumerate(one_each(count, told[0], generators))
+    ]
+    return torch.stack(rows) if rows else nothing
+
+
 def one_each(
     count: int, attributes: Tensor | None, generators: Generators
 ) -> Sequence[torch.Generator | None]:

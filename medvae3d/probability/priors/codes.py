@@ -14,6 +14,7 @@ import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +26,12 @@ from torch import Tensor, nn
 from medvae3d.errors import SettingError
 from medvae3d.numerics import Generators, float32_island
 from medvae3d.probability.codebook import Codebooks
-from medvae3d.probability.priors.base import HeldOut, checked_latents, one_each
+from medvae3d.probability.priors.base import (
+    HeldOut,
+    checked_latents,
+    one_by_one,
+    require_attributes,
+)
 from medvae3d.seeding import derive_generator, derive_seed
 
 MOST_TOKENS = 4096
@@ -146,11 +152,7 @@ class CodePrior(nn.Module):
             return None
         if attributes is None:
             attributes = self.unknown.new_full((count, self.attributes), math.nan)
-        if attributes.shape[1] != self.attributes:
-            raise SettingError(
-                f"{attributes.shape[1]} attributes given, this prior was made for "
-                f"{self.attributes}; pass all of them, standardised, in their order."
-            )
+        require_attributes(attributes, self.attributes)
         known = attributes.isfinite().to(self.unknown)[..., None]
         weight = self.told.weight.reshape(self.attributes, -1)
         bias: Tensor = self.told.bias
@@ -283,15 +285,15 @@ class CodePrior(nn.Module):
         if not bool(self.fitted):
             return self.codebooks.sample(count, None, generators)
         device = self.order.device
-        rows = []
+        told = None if attributes is None else attributes.float().to(device)
+        nothing = self.order.new_zeros(0, len(self.order))
+        draw = partial(self._draw, temperature=temperature)
         with float32_island(device.type):
-            for i, each in enumerate(one_each(count, attributes, generators)):
-                told = None if attributes is None else attributes[i : i + 1].float().to(device)
-                rows.append(self._draw(told, each, temperature))
-            if not rows:
+            drawn = one_by_one(count, (told,), generators, draw, nothing)
+            if not count:
                 return torch.zeros(0, *self.codebooks.shape, device=device)
             # Embedding looks rows up, so that a batch is what its samples are.
-            return self.latents(torch.stack(rows))
+            return self.latents(drawn)
 
     def _draw(
         self, attributes: Tensor | None, generator: torch.Generator | None, temperature: float

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,7 +32,9 @@ from medvae3d.probability.priors.base import (
     LOG_2_PI,
     HeldOut,
     checked_latents,
-    one_each,
+    one_by_one,
+    require_attributes,
+    require_sizes,
     standard_log_prob,
 )
 from medvae3d.seeding import derive_generator, derive_seed
@@ -99,11 +102,7 @@ class FlowPrior(nn.Module):
         min_scale: float = 1e-3,
     ) -> None:
         super().__init__()
-        if rank < 1 or attributes < 0:
-            raise SettingError(
-                f"FlowPrior(rank={rank}, attributes={attributes}): allowed are rank >= 1, "
-                f"attributes >= 0."
-            )
+        require_sizes("FlowPrior", rank=(rank, 1), attributes=(attributes, 0))
         self.shape = tuple(shape)
         size = math.prod(self.shape)
         self.rank = min(rank, size)
@@ -133,11 +132,7 @@ class FlowPrior(nn.Module):
             return None
         if attributes is None:
             return self.mean.new_zeros(count, self.context)
-        if attributes.shape[1] != self.attributes:
-            raise SettingError(
-                f"{attributes.shape[1]} attributes given, this prior was made for "
-                f"{self.attributes}; pass all of them, standardised, in their order."
-            )
+        require_attributes(attributes, self.attributes)
         return torch.cat([attributes.to(self.mean), self.mean.new_ones(count, 1)], 1)
 
     # -- fitting -----------------------------------------------------------------------------------
@@ -282,13 +277,10 @@ class FlowPrior(nn.Module):
         temperature: float = 1.0,
     ) -> Tensor:
         """Draws latents, float32; ``temperature`` scales the noise that the flow transforms."""
-        device = self.mean.device
-        with float32_island(device.type):
-            rows = [
-                self._draw(None if attributes is None else attributes[i : i + 1], each, temperature)
-                for i, each in enumerate(one_each(count, attributes, generators))
-            ]
-        return torch.stack(rows) if rows else self.mean.new_zeros(0, *self.shape)
+        nothing = self.mean.new_zeros(0, *self.shape)
+        draw = partial(self._draw, temperature=temperature)
+        with float32_island(self.mean.device.type):
+            return one_by_one(count, (attributes,), generators, draw, nothing)
 
     def _draw(
         self, attributes: Tensor | None, generator: torch.Generator | None, temperature: float

@@ -24,7 +24,6 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 
-from medvae3d.errors import SettingError
 from medvae3d.numerics import (
     Generators,
     at_least_float32,
@@ -32,7 +31,14 @@ from medvae3d.numerics import (
     jittered_cholesky,
     standard_normal,
 )
-from medvae3d.probability.priors.base import LOG_2_PI, checked_latents, one_each, standard_log_prob
+from medvae3d.probability.priors.base import (
+    LOG_2_PI,
+    checked_latents,
+    one_by_one,
+    require_attributes,
+    require_sizes,
+    standard_log_prob,
+)
 
 
 class MixturePrior(nn.Module):
@@ -75,11 +81,9 @@ class MixturePrior(nn.Module):
         super().__init__()
         self.shape = tuple(shape)
         size = math.prod(self.shape)
-        if components < 1 or rank < 1 or attributes < 0:
-            raise SettingError(
-                f"MixturePrior(components={components}, rank={rank}, attributes={attributes}): "
-                f"allowed are components >= 1, rank >= 1, attributes >= 0."
-            )
+        require_sizes(
+            "MixturePrior", components=(components, 1), rank=(rank, 1), attributes=(attributes, 0)
+        )
         self.components = components
         self.rank = min(rank, size)
         self.attributes = attributes
@@ -234,11 +238,7 @@ class MixturePrior(nn.Module):
         within = covariance[:r, :r]
         if attributes is None or not self.attributes:
             return log_weights, centres[None, :, :r], within
-        if attributes.shape[1] != self.attributes:
-            raise SettingError(
-                f"{attributes.shape[1]} attributes given, this prior was made for "
-                f"{self.attributes}; pass all of them, standardised, in their order."
-            )
+        require_attributes(attributes, self.attributes)
         factor = jittered_cholesky(covariance[r:, r:])
         off = attributes.to(covariance)[:, None] - centres[:, r:]
         white = torch.linalg.solve_triangular(factor, off.mT, upper=False).mT
@@ -295,15 +295,11 @@ class MixturePrior(nn.Module):
             temperature: Scales the deviation within a component; below 1, samples keep closer to
                 the centres of the training set.
         """
-        rows = [
-            self._sample_one(
-                None if attributes is None else attributes[i : i + 1], each, temperature
-            )
-            for i, each in enumerate(one_each(count, attributes, generators))
-        ]
-        return torch.stack(rows) if rows else self.mean.new_zeros(0, *self.shape)
+        nothing = self.mean.new_zeros(0, *self.shape)
+        draw = partial(self._draw, temperature=temperature)
+        return one_by_one(count, (attributes,), generators, draw, nothing)
 
-    def _sample_one(
+    def _draw(
         self, attributes: Tensor | None, generator: torch.Generator | None, temperature: float
     ) -> Tensor:
         device = self.mean.device

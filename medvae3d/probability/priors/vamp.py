@@ -17,20 +17,22 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 
-from medvae3d.errors import SettingError
 from medvae3d.numerics import Generators, at_least_float32, float32_island, standard_normal
 from medvae3d.probability.priors.base import (
     LOG_2_PI,
     Aggregate,
     HeldOut,
     checked_latents,
-    one_each,
+    one_by_one,
+    require_attributes,
+    require_sizes,
     standard_log_prob,
 )
 from medvae3d.seeding import derive_generator
@@ -72,11 +74,7 @@ class VampPrior(nn.Module):
         min_scale: float = 1e-3,
     ) -> None:
         super().__init__()
-        if components < 1 or attributes < 0:
-            raise SettingError(
-                f"VampPrior(components={components}, attributes={attributes}): allowed are "
-                f"components >= 1, attributes >= 0."
-            )
+        require_sizes("VampPrior", components=(components, 1), attributes=(attributes, 0))
         self.shape = tuple(shape)
         self.components = components
         self.attributes = attributes
@@ -206,11 +204,7 @@ class VampPrior(nn.Module):
         size = math.prod(self.shape)
         logs = self.weights[used].double().log()[None]
         if attributes is not None and self.attributes:
-            if attributes.shape[1] != self.attributes:
-                raise SettingError(
-                    f"{attributes.shape[1]} attributes given, this prior was made for "
-                    f"{self.attributes}; pass all of them, standardised, in their order."
-                )
+            require_attributes(attributes, self.attributes)
             a = attributes.to(means)
             logs = logs + _log_gaussians(a, means[:, size:], scales[:, size:])
         return means[:, :size], scales[:, :size], logs.log_softmax(1)
@@ -232,11 +226,9 @@ class VampPrior(nn.Module):
         temperature: float = 1.0,
     ) -> Tensor:
         """Draws latents, float32; ``temperature`` scales the deviation within a component."""
-        rows = [
-            self._draw(None if attributes is None else attributes[i : i + 1], each, temperature)
-            for i, each in enumerate(one_each(count, attributes, generators))
-        ]
-        return torch.stack(rows) if rows else self.means.new_zeros(0, *self.shape)
+        nothing = self.means.new_zeros(0, *self.shape)
+        draw = partial(self._draw, temperature=temperature)
+        return one_by_one(count, (attributes,), generators, draw, nothing)
 
     def _draw(
         self, attributes: Tensor | None, generator: torch.Generator | None, temperature: float
