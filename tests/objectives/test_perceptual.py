@@ -115,7 +115,7 @@ def test_missing_weights_are_not_downloaded(tmp_path):
 
 def test_missing_torchvision_is_named(tmp_path, monkeypatch):
     path = tmp_path / "resnet50.pth"
-    path.touch()
+    torch.save({"weight": torch.ones(1)}, path)
 
     def refuse(**options):
         raise ImportError("No module named 'torchvision'")
@@ -141,7 +141,7 @@ def test_a_trained_network_judges_each_channel_of_each_sample_alone(tmp_path, mo
     module = sys.modules["monai.losses.perceptual"]
     monkeypatch.setattr(module, "TorchvisionModelPerceptualSimilarity", Difference)
     path = tmp_path / "resnet50.pth"
-    path.touch()
+    torch.save({"weight": torch.ones(1)}, path)
     distance = TrainedFeatureDistance(path, slice_ratio=0.5).train()
     assert distance.is_trained
     assert not list(distance.parameters())
