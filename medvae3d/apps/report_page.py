@@ -14,6 +14,7 @@ from medvae3d.apps.evaluate_sections import Judged
 from medvae3d.apps.report_plots import distributions_svg
 from medvae3d.apps.report_viewer import find_niivue, viewer_parts
 from medvae3d.evaluation.sections import Light, Measure, Section, Table, Verdict
+from medvae3d.synthesis.preview import COLOURS
 
 # A page with more plots or cells than this is read by nobody; report.json holds all.
 PLOTS, CELLS = 24, 6000
@@ -47,17 +48,18 @@ def make_page(
         sheets: Contact sheets as PNG, by set.
         viewer_cases: Cases in the viewer; none without any.
     """
+    legend = _legend(judged.frame.labels)
     parts = {
         "summary": ("Summary", _summary(sections)),
         "inputs": ("What was compared", _inputs(content)),
         **{name: (each.title, _section(each)) for name, each in sections.items()},
-        **({"cases": ("Cases", _sheets(sheets))} if sheets else {}),
+        **({"cases": ("Cases", _sheets(sheets) + legend)} if sheets else {}),
     }
     scripts = ""
     if viewer_cases > 0:
         niivue = find_niivue()
         held = viewer_parts(judged, viewer_cases, niivue)
-        parts["viewer"] = ("Viewer", _viewer(niivue is not None))
+        parts["viewer"] = ("Viewer", _viewer(niivue is not None, legend))
         scripts = (
             f'<script type="application/json" id="volumes">{held["volumes"]}</script>\n'
             f'<script type="text/plain" id="niivue-module">{held["module"]}</script>\n'
@@ -95,7 +97,7 @@ def _summary(sections: Mapping[str, Section]) -> str:
     rows = [
         (
             f'<span class="light {verdict.light.value}">{verdict.light.value}</span>',
-            escape(verdict.claim[:1].upper() + verdict.claim[1:]),
+            escape(_begun(verdict.claim)),
             escape(verdict.found),
             f'<a href="#{name}">{escape(section.title.partition(":")[0])}</a>',
         )
@@ -112,7 +114,7 @@ def _summary(sections: Mapping[str, Section]) -> str:
     table = _rows(("", "claim", "found", "section"), rows) if rows else "<p>No verdicts.</p>"
     meaning = "; ".join(f"{light.value}: {words}" for light, words in LIGHTS.items())
     rules = "".join(
-        f"<li><b>{escape(verdict.claim)}</b>: {escape(verdict.rule)}</li>"
+        f"<li><b>{escape(_begun(verdict.claim))}</b>: {escape(verdict.rule)}</li>"
         for section in sections.values()
         for verdict in ([] if section.not_computed else section.verdicts)
     )
@@ -152,7 +154,8 @@ def _section(section: Section) -> str:
     if section.not_computed:
         return f'<p class="missing">Not computed: {escape(section.not_computed)}</p>'
     tables = "".join(
-        f"<h3>{escape(title)}</h3>{_table(table)}" for title, table in section.tables.items()
+        f"<h3>{escape(_begun(title))}</h3>{_table(table)}"
+        for title, table in section.tables.items()
     )
     return (
         f"<p>{escape(section.text)}</p>"
@@ -172,8 +175,8 @@ def _verdicts(verdicts: Sequence[Verdict]) -> str:
         rule = "" if after is not None and after.rule == each.rule else each.rule
         parts.append(
             f'<p><span class="light {each.light.value}">{each.light.value}</span> '
-            f"<b>{escape(each.claim[:1].upper() + each.claim[1:])}</b>: {escape(each.found)}"
-            + (f'<br><span class="soft">{escape(rule)}</span>' if rule else "")
+            f"<b>{escape(_begun(each.claim))}</b>: {escape(each.found)}"
+            + (f'<br><span class="soft">{escape(_begun(rule))}</span>' if rule else "")
             + "</p>"
         )
     return "".join(parts)
@@ -232,7 +235,18 @@ def _sheets(sheets: Mapping[str, bytes]) -> str:
     )
 
 
-def _viewer(has_niivue: bool) -> str:
+def _legend(labels: Sequence[str]) -> str:
+    """Which colour is which label, where there is something to mistake."""
+    if len(labels) < 2:
+        return ""
+    marks = "".join(
+        f'<span><i style="background:{COLOURS[number % len(COLOURS)]}"></i>{escape(name)}</span>'
+        for number, name in enumerate(labels)
+    )
+    return f'<p class="legend soft">{marks}</p>'
+
+
+def _viewer(has_niivue: bool, legend: str) -> str:
     note = (
         ""
         if has_niivue
@@ -248,7 +262,7 @@ def _viewer(has_niivue: bool) -> str:
 <label><input type="radio" name="mode" id="mode-planes"> planes</label></span></div>
 <p class="soft" id="viewer-case"></p>
 <div id="niivue-box" hidden><canvas id="niivue"></canvas></div>
-<div id="planes"></div>
+<div id="planes"></div>{legend}
 <p class="soft">Scroll over a plane to go through its slices, click to move the cross. The patient's
 right is on the left. <span id="viewer-note">{note}</span></p>
 """
@@ -257,7 +271,8 @@ right is on the left. <span id="viewer-note">{note}</span></p>
 def _how(content: Mapping[str, Any]) -> str:
     rows = [(escape(k), escape(v)) for k, v in content["versions"].items()]
     seconds = {k: f"{v:.4g} s" for k, v in content["times"]["seconds"].items()}
-    settings = {"seed": content["seed"], **content["settings"]}
+    given = {key: value for key, value in content["settings"].items() if value is not None}
+    settings = {"seed": content["seed"], **given}
     return (
         f"<pre>{escape(content['command'])}</pre>"
         f"<p>{escape(text_of(settings))}</p>"
@@ -306,6 +321,11 @@ def _cell(measure: Measure) -> str:
 
 def _between(low: float | None, high: float | None) -> str:
     return "" if low is None or high is None else f" ({_short(low)} to {_short(high)})"
+
+
+def _begun(text: str) -> str:
+    """A text as the beginning of a line."""
+    return text[:1].upper() + text[1:]
 
 
 def _short(value: float | None) -> str:

@@ -16,7 +16,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from medvae3d.apps.evaluate_sections import Judged
 from medvae3d.data.intensity import WindowIntensity
@@ -113,7 +113,10 @@ def _log_ticks(low: float, high: float) -> list[float]:
         found = [s * 10.0**power for power in powers for s in steps]
         found = [tick for tick in found if low <= tick <= high]
         if len(found) <= MOST_TICKS:
-            return found or [low, high]
+            break
+    if len(found) < 2:  # within a narrow range, of no power of ten
+        found = [float(tick) for tick in MaxNLocator(4).tick_values(low, high)]
+        return [tick for tick in found if low <= tick <= high] or [low, high]
     return found[:: -(-len(found) // MOST_TICKS)]
 
 

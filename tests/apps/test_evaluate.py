@@ -104,7 +104,7 @@ def test_the_page_shows_every_number_with_its_interval_floor_and_count(report):
     assert "floor 0.0625 (0.05 to 0.075)" in page
     assert "n = 4 and 4" in page
     assert "of &lt;real&gt;" in page, "notes are text, not HTML"
-    for words in ("Brightness &amp; more", "is bright", "amber above 0.1", "few cases"):
+    for words in ("Brightness &amp; more", "Is bright", "mber above 0.1", "few cases"):
         assert words in page
     for case in found["sections"]["brightness"]["cases"]["synthetic"]:
         assert case in page

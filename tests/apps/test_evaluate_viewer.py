@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from urllib.parse import quote
 
 import nibabel as nib
@@ -19,10 +20,16 @@ from medvae3d.apps import report_viewer
 from medvae3d.apps.evaluate_cases import Frame
 from medvae3d.apps.evaluate_sections import Judged
 from medvae3d.apps.report_page import make_page
-from medvae3d.apps.report_plots import contact_sheets, distributions_svg
+from medvae3d.apps.report_plots import (
+    MOST_TICKS,
+    _log_ticks,
+    contact_sheets,
+    distributions_svg,
+)
 from medvae3d.apps.report_viewer import find_niivue, module_in, viewer_parts
 from medvae3d.evaluation.cases import Cases
 from medvae3d.evaluation.sections import Distribution, Section
+from medvae3d.synthesis.preview import COLOURS
 
 SHAPE, SPACING = (12, 10, 8), (2.0, 2.0, 3.0)
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -113,6 +120,24 @@ def test_a_plot_is_the_same_each_time_and_says_what_it_shows():
     for words in ("volume, ml", "constant", "synthetic", "real"):
         assert words in svg
     assert distributions_svg([Distribution("none", "", {"real": [float("nan")]})]) == ""
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(2.6, 3.6), (0.11, 0.19), (1.0, 200.0), (3e-5, 8e4), (4.0, 5.0)]
+)
+def test_an_axis_of_powers_has_a_few_numbers_whatever_its_range(low, high):
+    ticks = _log_ticks(low, high)
+    assert 2 <= len(ticks) <= MOST_TICKS
+    assert ticks == sorted(set(ticks)) and low <= ticks[0] and ticks[-1] <= high
+
+
+def test_colours_of_labels_are_named_where_there_are_several(judged):
+    page = page_of(judged)
+    assert page.count('<p class="legend soft">') == 2
+    for colour, name in zip(COLOURS, ("core", "rim"), strict=False):
+        assert f'<i style="background:{colour}"></i>{name}' in page
+    alone = replace(judged, frame=replace(judged.frame, labels=("core",), label_values=(1,)))
+    assert '<p class="legend soft">' not in page_of(alone)
 
 
 def page_of(judged):
