@@ -61,7 +61,7 @@ def distributions_svg(drawn: Sequence[Distribution]) -> str:
         figure.legend(
             handles.values(), handles, loc="outside upper left", ncols=6, fontsize=8, frameon=False
         )
-        return _svg(figure)
+        return _svg(figure, columns / COLUMNS)
 
 
 def _colours(names: Sequence[str]) -> dict[str, str]:
@@ -133,13 +133,15 @@ def _wrapped(text: str, width: int = 38) -> str:
     return text[: cut if cut > 0 else width] + "\n" + text[cut + 1 if cut > 0 else width :]
 
 
-def _svg(figure: Figure) -> str:
+def _svg(figure: Figure, share: float) -> str:
+    """A figure for a share of the width of the page, so that all letters have one size."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     # The width is the page's; the height follows from the box of view.
-    return re.sub(r'(<svg[^>]*?) height="[^"]*"([^>]*?) width="[^"]*"', r"\1\2", text, count=1)
+    text = re.sub(r'(<svg[^>]*?) height="[^"]*"([^>]*?) width="[^"]*"', r"\1\2", text, count=1)
+    return text.replace("<svg", f'<svg style="max-width: {100 * share:.0f}%"', 1)
 
 
 def contact_sheets(judged: Judged) -> dict[str, bytes]:

@@ -193,7 +193,8 @@ def _verdicts(section: Section, ratio: Measure, count: int) -> list[Verdict]:
         tells = Verdict(claim, light, found, rule)
     rule = (
         f"Green: the ratio is {GOOD_RATIO} or more, the target of the bundles. Amber: "
-        f"{POOR_RATIO} or more. Red: below. Grey: fewer than {JUDGED_FROM} real, unseen cases with "
+        f"{POOR_RATIO} or more, or less with an interval that reaches 1. Red: less, without. "
+        f"Grey: fewer than {JUDGED_FROM} real, unseen cases with "
         f"a mask, or a measure that cannot tell shuffled pairs."
     )
     claim = "Images show their masks as well as real images do"
@@ -202,7 +203,10 @@ def _verdicts(section: Section, ratio: Measure, count: int) -> list[Verdict]:
         return [Verdict(claim, Light.GREY, f"{said}{count} real, unseen cases", rule), tells]
     steps = ((GOOD_RATIO, Light.GREEN), (POOR_RATIO, Light.AMBER))
     light = next((each for least, each in steps if ratio.value >= least), Light.RED)
-    return [
-        Verdict(claim, light, f"ratio {ratio.value:.2f}, {count} real, unseen cases", rule),
-        tells,
-    ]
+    said = f"ratio {ratio.value:.2f}"
+    if ratio.low is not None and ratio.high is not None:
+        said += f" ({ratio.low:.2f} to {ratio.high:.2f})"
+        # A segmenter that finds little, as of a dozen cases, tells nothing against the images.
+        if light is Light.RED and ratio.high >= 1:
+            light = Light.AMBER
+    return [Verdict(claim, light, f"{said}, {count} real, unseen cases", rule), tells]

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from medvae3d.errors import DataListError, LabelError, SettingError
+from medvae3d.evaluation import pairs
 from medvae3d.evaluation.agreement import (
     SegmenterSettings,
     agreement_section,
     kept,
 )
 from medvae3d.evaluation.cases import Cases
-from medvae3d.evaluation.sections import Light
+from medvae3d.evaluation.sections import Light, Measure, Section
 from medvae3d.evaluation.segmenter import cross_fitted, fitted, folds_of, settings_for
 
 
@@ -60,6 +61,22 @@ def test_pairs_that_agree_are_green_and_all_kept():
     assert kept(section) == list(made.names) and section.facts["kept"] == 12
     assert section.facts["shuffled_kept_share"] <= 0.2
     json.dumps(section.to_dict(), allow_nan=False)
+
+
+def test_a_low_ratio_that_the_interval_does_not_tell_from_one_is_no_red_light():
+    def light_of(*values):
+        section = Section("agreement", "Agreement", "")
+        dice = {"synthetic": {"Dice": Measure(0.4, 0.2, 0.6)}}
+        dice["synthetic, shuffled"] = {"Dice": Measure(0.0, 0.0, 0.1)}
+        section.tables["Dice of the masks that the segmenter finds"] = dice
+        verdict = pairs._verdicts(section, Measure(*values), 12)[0]
+        return verdict.light, verdict.found
+
+    assert light_of(0.36, 0.09, 1.09)[0] is Light.AMBER
+    assert light_of(0.36, 0.09, 0.99)[0] is Light.RED
+    assert light_of(0.92, 0.8, 0.99) == (
+        Light.GREEN, "ratio 0.92 (0.80 to 0.99), 12 real, unseen cases",
+    )  # fmt: skip
 
 
 def test_samples_that_show_something_else_are_filtered_out():

@@ -88,7 +88,14 @@ def table_task(datalist: DataList, form: TableForm, name: str = "table") -> Task
         )
     first, second = classes
     parts = []
-    channels = [{"intensity": dict(form.intensity)}] * (len(cases[0].image) if cases else 1)
+    count = len(cases[0].image) if cases else 1
+    odd = next((case for case in cases if len(case.image) != count), None)
+    if odd is not None:
+        raise DataListError(
+            f"{where}: case {odd.name} has {len(odd.image)} files of images, {cases[0].name} has "
+            f"{count}. List the same channels in the same order for every case."
+        )
+    channels = [{"intensity": dict(form.intensity)}] * count
     transform = Compose(case_transforms(channels, form.spacing_mm, form.shape))
     for case in cases:
         if str(case.extra[key]) in (first, second):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -118,6 +119,10 @@ def test_a_data_list_with_classes_is_a_task(tmp_path):
         table_task(datalist, TableForm("diagnosis", shape=(8, 8, 8)))
     with pytest.raises(DataListError, match="no class under 'class'"):
         table_task(datalist, TableForm(shape=(8, 8, 8)))
+    first, second, *others = datalist.cases
+    odd = replace(datalist, cases=(first, replace(second, image=second.image * 2), *others))
+    with pytest.raises(DataListError, match="has 2 files of images, .* has 1"):
+        table_task(odd, form)
 
 
 def test_samples_are_read_by_the_rule_of_the_task(tmp_path):
