@@ -41,6 +41,7 @@ from medvae3d.studies.case_form import CaseForm
 from medvae3d.studies.cells import (
     Report,
     cell_file,
+    cells_csv,
     held_study,
     require_same_settings,
     run_cells,
@@ -86,9 +87,16 @@ def segmentation_study(
         study = _Study(datalist, bundles, Path(out), options or SegmentationOptions(), device, say)
         missing = [cell for cell in study.cells if not cell_file(study.folder, cell).is_file()]
         design = study.design(study.supply.sample_sets(study.cells if export_nnunet else missing))
+
+        def tell(done: int, wanted: int, words: str) -> None:
+            # A study that is stopped leaves a line for each cell that was done.
+            cells_csv(study.folder, sorted(study.cells), study.work.measures)
+            if report is not None:
+                report(done, wanted, words)
+
         run_cells(
             study.cells, design.begin, study.folder,
-            workers=workers, ray_address=ray_address, report=report,
+            workers=workers, ray_address=ray_address, report=tell,
         )  # fmt: skip
         found = write_results(
             study.folder,

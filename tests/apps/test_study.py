@@ -10,6 +10,7 @@ import pytest
 import tiny_bundles as tiny
 
 from medvae3d.apps.study_inputs import read_real_cases, training_cases
+from medvae3d.studies.segmentation import SegmentationWork
 
 ARMS = "real,classical,copies,copy_paste,carvemix,handmade"
 
@@ -68,6 +69,26 @@ def test_a_study_without_samples_compares_all_arms_and_goes_on(cli, cases, bundl
     again = {path.name: path.stat().st_mtime_ns for path in (out / "cells").iterdir()}
     changed = {name for name in again if again[name] != stamps.get(name)}
     assert changed == {"n3_r1_carvemix_s0.json"}
+
+
+def test_a_study_that_is_stopped_leaves_a_line_for_each_cell_that_was_done(
+    cli, cases, bundles, tmp_path, monkeypatch
+):
+    class Stopped(Exception):
+        pass
+
+    train = SegmentationWork.__call__
+
+    def stopped(self, cell):
+        if cell.arm == "classical":
+            raise Stopped
+        return train(self, cell)
+
+    monkeypatch.setattr(SegmentationWork, "__call__", stopped)
+    out = tmp_path / "study"
+    with pytest.raises(Stopped):
+        cli(*study(cases, bundles / "balls", out, "--n", "2", "--arms", "real,classical"))
+    assert set(rows(out)) == {("real", "2", "0")}
 
 
 @pytest.mark.integration
