@@ -24,6 +24,7 @@ from medvae3d.data.datalists import (
     require_all_channels,
     write_datalist,
 )
+from medvae3d.data.nifti import grid_of, read_header
 from medvae3d.errors import BundleError, DataListError, SettingError
 from medvae3d.files import load_json
 from medvae3d.studies.segmentation import nested_order
@@ -134,6 +135,7 @@ def read_real_cases(datalist: str | Path, split: str, seed: int) -> RealCases:
     Raises:
         DataListError: If a split has no case with image and label, a name stands for two cases, or
             a patient is in both.
+        GridMismatchError: If a mask or a channel lies elsewhere than the first image.
         SettingError: If the split cannot be judged.
     """
     if split not in ("validation", "testing"):
@@ -166,8 +168,18 @@ def read_real_cases(datalist: str | Path, split: str, seed: int) -> RealCases:
             f"one split."
         )
     training = parts["training"]
+    _require_on_images((*training, *parts[split]))
     order = nested_order(len(training), seed)
     return RealCases(tuple(training[row] for row in order), parts[split], listed)
+
+
+def _require_on_images(cases: Sequence[Case]) -> None:
+    """Refuses masks and further channels that do not lie on the first image; reads headers."""
+    for case in cases:
+        files = [*case.image, *([case.label] if case.label is not None else [])]
+        grids = [grid_of(read_header(file, str(file)), str(file)) for file in files]
+        for file, grid in zip(files[1:], grids[1:], strict=True):
+            grids[0].require_same(grid, this=str(files[0]), that=str(file))
 
 
 def read_recipe(

@@ -10,6 +10,8 @@ import pytest
 import tiny_bundles as tiny
 
 from medvae3d.apps.study_inputs import read_real_cases, training_cases
+from medvae3d.data.volumes import read_mask, write_volume
+from medvae3d.geometry import Grid
 from medvae3d.studies.segmentation import SegmentationWork
 
 ARMS = "real,classical,copies,copy_paste,carvemix,handmade"
@@ -191,6 +193,18 @@ def test_a_patient_on_both_sides_is_refused(refused, cases, bundles, tmp_path):
     path.write_text(json.dumps(listed))
     said = refused(*study(path, bundles / "balls", tmp_path / "study", "--arms", "classical"))
     assert "both in training and in validation" in said
+
+
+def test_a_mask_that_lies_elsewhere_than_its_image_is_refused(refused, cases, bundles, tmp_path):
+    folder = shutil.copytree(cases.parent, tmp_path / "cases")
+    path = folder / "labels" / "ball_001_gtv.nii.gz"
+    mask = read_mask(path)
+    moved = mask.grid.affine.copy()
+    moved[0, 3] += 20
+    write_volume(path, mask.array, Grid(mask.grid.shape, moved))
+    out = tmp_path / "study"
+    words = study(folder / cases.name, bundles / "balls", out, "--arms", "classical", "--n", "2")
+    assert "ball_001_gtv.nii.gz" in refused(*words, out=out)
 
 
 def test_labels_of_bundle_and_list_have_to_be_the_same(refused, cases, tmp_path):
