@@ -49,7 +49,7 @@ REASONS = {
         r"\b(SOURCE|LIST|DIR|BUNDLE|NAME|WHAT|SYSTEM)\b|\[--|study segmentation \.\.\.",
     "several GPUs or a cluster": r"torchrun|SBATCH|ray start|sbatch|--ranks|--workers|RAY_",
     "data of the reader's own; the command is tried on phantoms in tests/apps or tests/studies":
-        r"\b(cases|train|held_out)\.json|datalist\.json|\$D/|DATA/|my_scans|n=10\.json|"
+        r"--(datalist|real) |\bcases\.json|datalist\.json|\$D/|DATA/|my_scans|n=10\.json|"
         r"data import (scans|hospital)|study classification|classification_study",
     "an installation of MONAI Label, which tests/label has": r"monailabel|label-app|127\.0\.0\.1",
     "the bundle in $B; tests/bundles runs these with each": r"^B=|\$B|monai\.bundle\.load",
