@@ -170,6 +170,11 @@ class LatentModel(nn.Module):
             start = stop
 
     @property
+    def is_told_mask(self) -> bool:
+        """Whether its prior draws latents of volumes with a given mask."""
+        return bool(getattr(self.sampling_prior, "values", ()))
+
+    @property
     def is_local(self) -> bool:
         """Whether the latent is a map, so that volumes of any size can be made tile by tile."""
         return len(self.latent_shape) == 4
@@ -357,18 +362,21 @@ class LatentModel(nn.Module):
         generators: Sequence[torch.Generator] | torch.Generator | None = None,
         temperature: float = 1.0,
         condition: Condition | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """Draws latents from the sampling prior, in the decoder's own scale.
 
-        A model with a conditional prior draws from that, under ``condition``.
+        A model with a conditional prior draws from that, under ``condition``. A prior that is told
+        masks draws latents of volumes that have them, ``(count, 1, I, J, K)``.
         """
         if self.conditional_prior is not None:
             bound = self.conditional_prior(condition if condition is not None else Condition())
             noise = standard_normal(bound.mean.shape, generators, device=bound.mean.device)
             return bound.mean + temperature * bound.scale * noise
         prior = self.sampling_prior if self.sampling_prior is not None else self.prior
+        told: dict[str, Any] = {} if mask is None else {"mask": mask}
         u = prior.sample(
-            count, attributes=attributes, generators=generators, temperature=temperature
+            count, attributes=attributes, generators=generators, temperature=temperature, **told
         )
         return u.to(self.latent_scale) / self.latent_scale
 

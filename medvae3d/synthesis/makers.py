@@ -166,6 +166,7 @@ class Maker:
         self.grid = recipe.grid
         # Rows of a batch at most, once memory has not sufficed for more.
         self.most_rows: int | None = None
+        self.given: NDArray[np.uint8] | None = None
         prepare(network, device)
 
     def fill(self, drafts: Sequence[Draft], size: int) -> None:
@@ -189,7 +190,11 @@ class Maker:
         shape = self.grid.shape
         nothing = model.blank(len(drafts), shape, device=self.device)
         share = self.settings.temperature
-        z = model.sample_latent(len(drafts), known, generators, share, nothing)
+        mask = None
+        if self.given is not None:
+            mask = torch.from_numpy(self.given)[None, None].float().to(self.device)
+            mask = mask.expand(len(drafts), *mask.shape[1:])
+        z = model.sample_latent(len(drafts), known, generators, share, nothing, mask)
         attributes = None if told is None or model.embedding is None else filled(told, size)
         condition = model.blank(size, shape, attributes, self.device)
         return model.decode(filled(z.to(self.device), size), condition)
@@ -215,6 +220,8 @@ class Maker:
         """Chooses the level of a mask field, ``(N, I, J, K)``, and judges the mask."""
         synthesis, values = self.recipe.synthesis, self.recipe.values
         wanted, keep = draft.told.voxels(self.recipe.voxel_ml), synthesis.max_components
+        if self.given is not None:
+            keep = self.given.size
         if not np.isfinite(logits).all():
             raise BundleError(
                 "the weights make NaN or infinite values. They were damaged, or training had "
@@ -294,7 +301,7 @@ class Maker:
 
 
 class JointMaker(Maker):
-    """Image and mask from one latent."""
+    """Image and mask from one latent; of a given mask if the prior is told masks."""
 
     network: LatentModel
 
@@ -303,11 +310,42 @@ class JointMaker(Maker):
     ) -> None:
         super().__init__(network, recipe, settings, device)
         self.network = network
-        if settings.mask is not None:
+        if settings.mask is None:
+            return
+        if not network.is_told_mask:
             raise SettingError(
                 "a mask was given, but this bundle makes image and mask from one latent. Give it "
-                "to a two-stage bundle, which makes the image from the mask."
+                "to a two-stage bundle, which makes the image from the mask, or to a vqvae, whose "
+                "prior is told masks."
             )
+        self.given, self.grid = fit_mask(settings.mask, recipe)
+        volumes = {
+            value: int((self.given == value).sum()) * recipe.voxel_ml for value in recipe.values[1:]
+        }
+        mask = torch.from_numpy(self.given)[None, None]
+        names = None if settings.class_name is None else [settings.class_name]
+        told = network.statistics.measure(mask, self.grid.spacing, names)[0]
+        self.told = Told(
+            told if network.statistics.names else None,
+            volumes if len(volumes) > 1 else volumes[recipe.values[1]],
+        )
+
+    def drafts(self, indices: Sequence[int], attempt: int) -> list[Draft]:
+        begun = super().drafts(indices, attempt)
+        if self.given is not None:
+            for draft in begun:
+                draft.told = self.told
+        return begun
+
+    def records(self, drafts: Sequence[Draft], labels: Tensor, images: Tensor) -> list[Any]:
+        found = super().records(drafts, labels, images)
+        for record, draft in zip(found, drafts, strict=True):
+            if self.given is not None:
+                made, given = draft.label > 0, self.given > 0
+                shared = int((made & given).sum())
+                dice = 2 * shared / max(1, int(made.sum()) + int(given.sum()))
+                record["checks"]["dice_with_given_mask"] = dice
+        return found
 
     def fill(self, drafts: Sequence[Draft], size: int) -> None:
         with torch.inference_mode(), exact_float32():
@@ -329,7 +367,6 @@ class TwoStageMaker(Maker):
     ) -> None:
         super().__init__(network, recipe, settings, device)
         self.network = network
-        self.given: NDArray[np.uint8] | None = None
         if settings.mask is not None:
             self.given, self.grid = fit_mask(settings.mask, recipe)
         spare = [n - m for n, m in zip(recipe.spatial_shape, network.mask_shape, strict=True)]

@@ -243,6 +243,10 @@ class _Posteriors:
         found = {"latents": posterior.rsample(generator)}
         if self.prior is not None and self.prior.attributes:
             found["attributes"] = batch["attributes"]
+        if self.model.is_told_mask:
+            shares = self.prior.mask_shares(batch["mask"])  # type: ignore[union-attr]
+            seen = batch.get("mask_valid")
+            found["shares"] = shares if seen is None else shares * seen.flatten(1)[:, :1, None]
         if self.wants_more:
             found |= {"means": posterior.mean, "scales": posterior.scale}
             if with_inputs:
@@ -264,7 +268,8 @@ class _Posteriors:
             )
             prior.fit_posterior(aggregate, seed=seed)  # type: ignore[union-attr]
         elif prior is not None:
-            prior.fit(found["latents"], found.get("attributes"), seed=seed)
+            more = {key: found[key] for key in found.keys() & {"shares"}}
+            prior.fit(found["latents"], found.get("attributes"), seed=seed, **more)
 
     def _encode(
         self, x: torch.Tensor, told: torch.Tensor | None

@@ -13,6 +13,7 @@ from medvae3d.errors import SettingError
 from medvae3d.probability.codebook import Codebooks
 from medvae3d.probability.priors import FittedPrior
 from medvae3d.probability.priors.codes import CodePrior
+from medvae3d.probability.priors.walk import CachedWalk
 
 GRID = (2, 2, 2)
 
@@ -77,15 +78,13 @@ def test_sequences_are_raster_order_and_lead_back(levels):
 
 def test_drawing_token_by_token_agrees_with_the_whole_pass(fitted):
     """The cached walk gives the logits of MONAI's own forward."""
-    from medvae3d.probability.priors.codes import _Walk
-
     z, attributes, _ = patterns(fitted.codebooks, 1, seed=4)
     sequence = fitted.sequences(z)
-    context = fitted._context(attributes, 1)
+    context = fitted._context(attributes, None, 1)
     before = torch.nn.functional.pad(sequence[:, :-1], (1, 0), value=fitted.start)
     with torch.no_grad():
         whole = fitted.transformer(before, context)
-        walk = _Walk(fitted.transformer, context)
+        walk = CachedWalk(fitted.transformer, context)
         steps = [walk.step(before[:, t : t + 1], t) for t in range(before.shape[1])]
     torch.testing.assert_close(torch.cat(steps, 1), whole, atol=1e-5, rtol=1e-4)
 
@@ -184,3 +183,59 @@ def test_validation_keeps_the_best_weights():
 def test_what_attention_cannot_take_is_refused(grid, options, match):
     with pytest.raises(SettingError, match=match):
         CodePrior(Codebooks(grid, 4, 2), **options)
+
+
+# -- told a mask ----------------------------------------------------------------------------------
+
+
+def masked(codebooks, count=200, seed=0):
+    """Code 1 where a mask has label 1, 2 where it has 2, and 0 or 3 elsewhere."""
+    generator = torch.Generator().manual_seed(seed)
+    label = torch.randint(3, (count, *GRID), generator=generator)
+    other = 3 * torch.randint(2, (count, *GRID), generator=generator)
+    grid = torch.where(label > 0, label, other)
+    mask = label[:, None].float()
+    for axis in (2, 3, 4):
+        mask = mask.repeat_interleave(4, axis)
+    return codebooks.embed([grid]), mask, label
+
+
+@pytest.fixture(scope="module")
+def shown():
+    codebooks = books()
+    z, mask, _ = masked(codebooks)
+    torch.manual_seed(0)
+    prior = CodePrior(
+        codebooks, 0, 16, 2, 2, steps=150, batch_size=64, learning_rate=1e-2, values=(0, 1, 2)
+    )
+    return prior.fit(z, seed=0, shares=prior.mask_shares(mask))
+
+
+def test_a_mask_tells_what_the_sequence_before_does_not(shown):
+    z, mask, _ = masked(shown.codebooks, 100, seed=9)
+    told, blind = (-shown.log_prob(z, mask=m).mean().item() / 8 for m in (mask, None))
+    assert blind > 1.2  # that of chance is log 3 and a third of log 2, 1.33
+    assert told < 0.4
+    turned = -shown.log_prob(z, mask=mask.flip(2)).mean().item() / 8
+    assert turned > blind, "a mask of other places misleads"
+
+
+def test_samples_have_the_mask_that_was_asked_for(shown):
+    _, mask, label = masked(shown.codebooks, 20, seed=5)
+    z = shown.sample(20, generators=torch.Generator().manual_seed(0), mask=mask)
+    (index,) = shown.codebooks.indices(z)
+    assert (index == label)[label > 0].float().mean() > 0.9
+    assert ((index == 0) | (index == 3))[label == 0].float().mean() > 0.9
+    one = shown.sample(1, generators=generators(3), mask=mask[4:5])
+    both = shown.sample(2, generators=generators(1, 3), mask=mask[3:5])
+    assert torch.equal(one[0], both[1])
+
+
+def test_masks_that_do_not_fit_are_refused(shown):
+    z, mask, _ = masked(shown.codebooks, 3)
+    with pytest.raises(SettingError, match="2 samples asked for with 3 masks"):
+        shown.sample(2, mask=mask)
+    with pytest.raises(SettingError, match="3 latents with no masks"):
+        shown.fit(z, seed=0)
+    with pytest.raises(SettingError, match="told_mask=true"):
+        small(books()).mask_shares(mask)

@@ -362,6 +362,24 @@ def test_a_joint_model_takes_no_mask():
         samples(tiny.JOINT, 1, mask=given(block()))
 
 
+def test_a_model_of_codes_draws_for_a_given_mask_and_says_how_near_it_came():
+    codes = {**tiny.JOINT, "_target_": "medvae3d.models.zoo.vqvae", "codes": 8, "told_mask": True}
+    codes |= {"vector_latent": False, "prior_width": 8, "prior_depth": 1, "prior_steps": 4}
+    network = tiny.built({k: v for k, v in codes.items() if k not in ("num_steps", "attributes")})
+    prior, masks = network.sampling_prior, torch.zeros(6, 1, 16, 16, 16)
+    prior.fit(network.posterior.sample(6), seed=0, shares=prior.mask_shares(masks))
+    loose = tiny.recipe(max_components=10**6, allow_border=True, volume_attribute=[])
+    request = Request(2, 0, mask=given(block()))
+    first, second = generate(network, loose, request)
+    assert first.record["options"]["mask"]["file"] == "lesion.nii.gz"
+    dice = first.record["checks"]["dice_with_given_mask"]
+    made = first.label[0].numpy() > 0
+    both = (made & (block() > 0)).sum()
+    assert dice == pytest.approx(2 * both / (made.sum() + 125))
+    assert made.sum() == pytest.approx(125, rel=0.1), "as large as what was given"
+    assert not torch.equal(first.image, second.image)
+
+
 def test_a_mask_has_its_volume_already():
     with pytest.raises(SettingError, match="its volume already"):
         Request(1, mask=given(block()), volume_ml=(1.0, 2.0))

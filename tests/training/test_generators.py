@@ -232,6 +232,24 @@ def test_a_prior_over_codes_is_fitted_by_the_same_handler():
     assert torch.equal(network.posterior.embed(network.posterior.indices(z)), z)
 
 
+def test_a_prior_over_codes_is_told_the_masks_that_were_seen():
+    network = made(vqvae, codes=8, prior_width=8, prior_steps=3, told_mask=True).eval()
+    told = []
+    fit = network.sampling_prior.fit
+    network.sampling_prior.fit = lambda *z, **more: told.append(more) or fit(*z, **more)
+    preparation = BatchPreparation(network.statistics, (1.0, 1.0, 1.0))
+    PriorFitter({"model": network}, StepLoader(cases(), 6), preparation, passes=1).fit()
+    (more,) = told
+    assert more["shares"].shape == (6, 8, 2)
+    assert (more["shares"][..., 1] == 1).all()
+    voxels = torch.stack([case["label"].sum() for case in cases()]).float()
+    found = 64 * more["shares"][..., 0].sum(1)
+    torch.testing.assert_close(found.sort().values, voxels.sort().values)
+    mask = torch.zeros(2, 1, *SHAPE)
+    z = network.sample_latent(2, generators=torch.Generator().manual_seed(0), mask=mask)
+    assert torch.equal(network.posterior.embed(network.posterior.indices(z)), z)
+
+
 def test_a_prior_of_no_name_is_refused():
     with pytest.raises(SettingError, match=r"'mixtur'; allowed are normal"):
         made(vae, prior="mixtur")

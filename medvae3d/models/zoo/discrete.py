@@ -21,7 +21,9 @@ def vqvae(
     latent_channels: int = 16,
     levels: int = 1,
     decay: float = 0.99,
+    values: Sequence[int] = (0, 1),
     attributes: Sequence[str] = (),
+    told_mask: bool = False,
     prior_width: int = 64,
     prior_depth: int = 3,
     prior_heads: int = 4,
@@ -39,7 +41,9 @@ def vqvae(
         latent_channels: Length of a code.
         levels: 1, or 2 for a second, coarser grid of codes.
         decay: Decay of the running means that the codes are.
+        values: See `latent_model`.
         attributes: See `latent_model`; the prior is told them too.
+        told_mask: Whether the prior is told a mask as well, so that volumes can be drawn for one.
         prior_width: Features of the transformer that the prior is.
         prior_depth: Blocks of it.
         prior_heads: Attention heads of it.
@@ -55,13 +59,20 @@ def vqvae(
     grid = [n // s for n, s in zip(spatial_shape, steps, strict=True)]
     codebooks = Codebooks(grid, codes, latent_channels, levels, decay)
     prior = CodePrior(
-        codebooks, len(attributes), prior_width, prior_depth, prior_heads, steps=prior_steps
+        codebooks,
+        len(attributes),
+        prior_width,
+        prior_depth,
+        prior_heads,
+        steps=prior_steps,
+        values=values if told_mask else (),
     )
     return latent_model(
         spatial_shape,
         channels=channels,
         strides=strides,
         latent_channels=latent_channels * levels,
+        values=values,
         attributes=attributes,
         codebooks=codebooks,
         sampling_prior=prior,

@@ -1,21 +1,22 @@
-r"""A prior over grids of codes: an autoregressive transformer, told attributes or not.
+r"""A prior over grids of codes: an autoregressive transformer, told attributes and a mask or not.
 
 The codes of a sample are put in raster order behind a start token, the coarse level first, and
 
-.. math:: p(k_1, \dots, k_T \mid a) = \prod_t p(k_t \mid k_{<t}, a)
+.. math:: p(k_1, \dots, k_T \mid a, m) = \prod_t p(k_t \mid k_{<t}, a, m)
 
-is a causal transformer (MONAI's), which reads attributes through cross-attention. At each place
-only the codes of its level can follow, so probabilities over whole grids sum to one.
+is a causal transformer (MONAI's), which reads attributes, and of a mask the share of each label
+around each place, through cross-attention. A place of the mask has the position of the code there,
+so that the transformer need not learn where to look. At each place only the codes of its level can
+follow, so probabilities over whole grids sum to one.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,8 @@ from medvae3d.probability.priors.base import (
     one_by_one,
     require_attributes,
 )
+from medvae3d.probability.priors.mask_tokens import MaskTokens
+from medvae3d.probability.priors.walk import CachedWalk
 from medvae3d.seeding import derive_generator, derive_seed
 
 MOST_TOKENS = 4096
@@ -54,6 +57,8 @@ class CodePrior(nn.Module):
         learning_rate: Of the fit; it falls along half a cosine.
         forgetting: Share of the sequences that are not told their attributes, so that the prior
             also draws without any.
+        values: Label values of the masks that it is told, background first; empty for none.
+        mask_forgetting: Share of the sequences that are not told their mask.
 
     Raises:
         SettingError: If a sample has more codes than attention can take.
@@ -81,6 +86,8 @@ class CodePrior(nn.Module):
         batch_size: int = 16,
         learning_rate: float = 3e-3,
         forgetting: float = 0.1,
+        values: Sequence[int] = (),
+        mask_forgetting: float = 0.3,
     ) -> None:
         super().__init__()
         count = codebooks.tokens
@@ -96,6 +103,8 @@ class CodePrior(nn.Module):
         self.batch_size = batch_size
         self.learning_rate = learning_rate
         self.forgetting = forgetting
+        self.values = tuple(values)
+        self.mask_forgetting = mask_forgetting
         self.start = sum(codebooks.sizes)
         self.transformer = DecoderOnlyTransformer(
             num_tokens=self.start + 1,
@@ -103,12 +112,13 @@ class CodePrior(nn.Module):
             attn_layers_dim=width,
             attn_layers_depth=depth,
             attn_layers_heads=heads,
-            with_cross_attention=attributes > 0,
+            with_cross_attention=attributes > 0 or bool(self.values),
             embedding_dropout_rate=0.1,
         )
         # One token an attribute, the last one for "nothing is known".
         self.told = nn.Linear(1, attributes * width) if attributes else None
         self.unknown = nn.Parameter(torch.zeros(1, 1, width)) if attributes else None
+        self.shown = MaskTokens(self.values, codebooks.grids, width) if self.values else None
         orders, allowed, offset, place = [], [], 0, 0
         for grid, size in zip(codebooks.grids, codebooks.sizes, strict=True):
             raster = Ordering("raster_scan", 3, (1, *grid)).get_sequence_ordering()  # type: ignore[arg-type]
@@ -146,8 +156,32 @@ class CodePrior(nn.Module):
             offset, place = offset + size, place + count
         return self.codebooks.embed(grids)
 
-    def _context(self, attributes: Tensor | None, count: int) -> Tensor | None:
-        """What cross-attention reads, ``(B, F + 1, width)``; zeros where nothing is known."""
+    def mask_shares(self, mask: Tensor) -> Tensor:
+        """What is told of masks ``(B, 1, I, J, K)``; see `MaskTokens.shares`.
+
+        Raises:
+            SettingError: If the prior was made without masks.
+        """
+        if self.shown is None:
+            raise SettingError(
+                "this prior is told no mask. Train with `network_def#told_mask=true`, or draw "
+                "without one."
+            )
+        return self.shown.shares(mask, self.order)
+
+    def _context(
+        self, attributes: Tensor | None, shares: Tensor | None, count: int
+    ) -> Tensor | None:
+        """What cross-attention reads, ``(B, C, width)``: attributes, then places of the mask."""
+        parts = [self._attribute_tokens(attributes, count)]
+        if self.shown is not None:
+            places = self.transformer.position_embeddings.embedding.weight
+            parts.append(self.shown(shares, places[: len(self.order)], count))
+        known = [part for part in parts if part is not None]
+        return torch.cat(known, 1) if known else None
+
+    def _attribute_tokens(self, attributes: Tensor | None, count: int) -> Tensor | None:
+        """A token for each attribute, ``(B, F + 1, width)``; zeros where nothing is known."""
         if self.told is None or self.unknown is None:
             return None
         if attributes is None:
@@ -161,20 +195,25 @@ class CodePrior(nn.Module):
         nothing = self.unknown * (1 - known.amax(1, keepdim=True))
         return torch.cat([tokens, nothing], 1)
 
-    def _log_probabilities(self, sequences: Tensor, attributes: Tensor | None) -> Tensor:
+    def _log_probabilities(
+        self, sequences: Tensor, attributes: Tensor | None, shares: Tensor | None = None
+    ) -> Tensor:
         """Of each code given those before it in nats, ``(B, T)``."""
         before = F.pad(sequences[:, :-1], (1, 0), value=self.start)
-        logits = self.transformer(before, self._context(attributes, len(sequences)))
+        logits = self.transformer(before, self._context(attributes, shares, len(sequences)))
         logits = logits.float().masked_fill(~self.allowed, -math.inf)
         return logits.log_softmax(-1).gather(2, sequences[..., None])[..., 0]
 
-    def log_prob(self, z: Tensor, attributes: Tensor | None = None) -> Tensor:
-        """Log probability of latents of codes in nats, ``(B,)``."""
+    def log_prob(
+        self, z: Tensor, attributes: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """Log probability of latents of codes in nats, ``(B,)``, given a mask if there is one."""
         if not bool(self.fitted):
             return self.codebooks.log_prob(z)
         with float32_island(z.device.type):
             told = None if attributes is None else attributes.float()
-            return self._log_probabilities(self.sequences(z), told).sum(1)
+            shares = None if mask is None else self.mask_shares(mask)
+            return self._log_probabilities(self.sequences(z), told, shares).sum(1)
 
     # -- fitting -----------------------------------------------------------------------------------
 
@@ -185,6 +224,7 @@ class CodePrior(nn.Module):
         *,
         seed: int,
         validation: HeldOut | None = None,
+        shares: Tensor | None = None,
     ) -> CodePrior:
         """Fits the transformer to the codes of the training set.
 
@@ -195,10 +235,18 @@ class CodePrior(nn.Module):
             attributes: What the cases are told, ``(N, F)``.
             seed: Seeds weights, order and dropout.
             validation: Held-out latents. The weights of the lowest cross-entropy on them are kept.
+            shares: What `mask_shares` gives for the masks of the cases, ``(N, T, N)``, for a prior
+                that is told them.
 
         Raises:
-            SettingError: If the sizes do not fit or a value is not finite.
+            SettingError: If the sizes do not fit, a value is not finite, or masks are missing.
         """
+        if (0 if shares is None else len(shares)) != (len(latents) if self.values else 0):
+            raise SettingError(
+                f"{len(latents)} latents with {'no' if shares is None else len(shares)} masks for "
+                f"a prior that is told {'one each' if self.values else 'none'}. Give what it is "
+                f"told, or make it with other `values`."
+            )
         shape = self.codebooks.shape
         checked_latents(latents, attributes, shape, self.attributes, 1)
         device = self.order.device
@@ -221,7 +269,11 @@ class CodePrior(nn.Module):
                 if row is not None:
                     unsaid = torch.rand(len(row), generator=generator) < self.forgetting
                     row[unsaid.to(device)] = math.nan
-                loss = -self._log_probabilities(known[pick], row).mean()
+                shown = None if shares is None else shares[pick.to(shares.device)].to(device)
+                if shown is not None:
+                    hidden = torch.rand(len(shown), generator=generator) < self.mask_forgetting
+                    shown = shown * (~hidden).to(shown)[:, None, None]
+                loss = -self._log_probabilities(known[pick], row, shown).mean()
                 for group in optimizer.param_groups:
                     share = 0.5 * (1 + math.cos(math.pi * step / self.steps))
                     group["lr"] = self.learning_rate * min(1.0, (step + 1) / 20) * share
@@ -253,6 +305,8 @@ class CodePrior(nn.Module):
         if self.told is not None:
             nn.init.normal_(self.told.weight, std=0.5)
             nn.init.normal_(self.told.bias, std=0.5)
+        if self.shown is not None:
+            nn.init.normal_(self.shown.embed.weight, std=0.5)
 
     @torch.no_grad()
     def _score(self, latents: Tensor, attributes: Tensor | None) -> float:
@@ -273,6 +327,7 @@ class CodePrior(nn.Module):
         attributes: Tensor | None = None,
         generators: Generators = None,
         temperature: float = 1.0,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """Draws latents; one at a time, so that none depends on the size of the batch.
 
@@ -281,28 +336,39 @@ class CodePrior(nn.Module):
             attributes: What they should have, ``(count, F)``.
             generators: One for all, or one for each.
             temperature: Divides the logits; at 0 the likeliest code is taken at each place.
+            mask: Masks that the volumes should have, ``(count, 1, I, J, K)``, of a prior that is
+                told them.
         """
         if not bool(self.fitted):
             return self.codebooks.sample(count, None, generators)
         device = self.order.device
         told = None if attributes is None else attributes.float().to(device)
+        shares = None if mask is None else self.mask_shares(mask.to(device))
+        if shares is not None and len(shares) != count:
+            raise SettingError(
+                f"{count} samples asked for with {len(shares)} masks; give one each."
+            )
         nothing = self.order.new_zeros(0, len(self.order))
         draw = partial(self._draw, temperature=temperature)
         with float32_island(device.type):
-            drawn = one_by_one(count, (told,), generators, draw, nothing)
+            drawn = one_by_one(count, (told, shares), generators, draw, nothing)
             if not count:
                 return torch.zeros(0, *self.codebooks.shape, device=device)
             # Embedding looks rows up, so that a batch is what its samples are.
             return self.latents(drawn)
 
     def _draw(
-        self, attributes: Tensor | None, generator: torch.Generator | None, temperature: float
+        self,
+        attributes: Tensor | None,
+        shares: Tensor | None,
+        generator: torch.Generator | None,
+        temperature: float,
     ) -> Tensor:
         device = self.order.device
         place = generator.device if generator is not None else torch.device("cpu")
         count = len(self.order)
         noise = torch.rand(count, generator=generator, dtype=torch.float64, device=place)
-        walk = _Walk(self.transformer, self._context(attributes, 1))
+        walk = CachedWalk(self.transformer, self._context(attributes, shares, 1))
         token = torch.tensor([[self.start]], device=device)
         drawn = []
         for position in range(count):
@@ -320,56 +386,7 @@ class CodePrior(nn.Module):
         return torch.stack(drawn)
 
     def extra_repr(self) -> str:
-        return f"tokens={len(self.order)}, attributes={self.attributes}"
-
-
-class _Walk:
-    """A transformer token by token: keys and values of what came before are kept.
-
-    The arithmetic is that of the blocks' own ``forward``, at a cost that grows with the length of
-    the sequence in the place of its square.
-    """
-
-    def __init__(self, transformer: Any, context: Tensor | None) -> None:
-        self.transformer = transformer
-        self.keys: list[Tensor | None] = [None] * len(transformer.blocks)
-        self.values: list[Tensor | None] = [None] * len(transformer.blocks)
-        self.read: list[tuple[Tensor, Tensor]] = []
-        for block in transformer.blocks if context is not None else ():
-            cross = block.cross_attn
-            k, v = (cross.input_rearrange(f(context)) for f in (cross.to_k, cross.to_v))
-            self.read.append((k, v))
-
-    def step(self, token: Tensor, position: int) -> Tensor:
-        """Logits of what follows, ``(1, 1, V)``."""
-        net = self.transformer
-        x = net.token_embeddings(token) + net.position_embeddings.embedding.weight[position]
-        for number, block in enumerate(net.blocks):
-            attention = block.attn
-            h = block.norm1(x)
-            q, k, v = (
-                attention.input_rearrange(f(h))
-                for f in (attention.to_q, attention.to_k, attention.to_v)
-            )
-            old_k, old_v = self.keys[number], self.values[number]
-            k = k if old_k is None else torch.cat([old_k, k], 2)
-            v = v if old_v is None else torch.cat([old_v, v], 2)
-            self.keys[number], self.values[number] = k, v
-            x = x + _attend(attention, q, k, v)
-            if block.with_cross_attention:
-                cross = block.cross_attn
-                q = cross.input_rearrange(cross.to_q(block.norm_cross_attn(x)))
-                x = x + _attend(cross, q, *self.read[number])
-            x = x + block.mlp(block.norm2(x))
-        logits: Tensor = net.to_logits(x)
-        return logits
-
-
-def _attend(block: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    weights = (torch.einsum("blxd,blyd->blxy", q, k) * block.scale).softmax(-1)
-    mixed = torch.einsum("bhxy,bhyd->bhxd", weights, v)
-    out: Tensor = block.out_proj(block.out_rearrange(mixed))
-    return out
+        return f"tokens={len(self.order)}, attributes={self.attributes}, values={self.values}"
 
 
 @contextmanager
