@@ -28,6 +28,9 @@ from medvae3d.objectives.adversarial import stacked
 from medvae3d.objectives.terms import Batch, observed_voxels
 
 ROLES = ("encoder", "decoder")
+PUBLISHED = 3 * 256**2
+"""Values of a colour image of 256 x 256 pixels, the size that both papers give settings for."""
+LEAST_BETA_NEG = 256.0
 
 
 @dataclass(frozen=True)
@@ -193,10 +196,12 @@ class SoftIntrospection:
     Attributes:
         beta_rec: Weight :math:`\beta_\mathrm{rec}` of errors.
         beta_kl: Weight :math:`\beta_\mathrm{kl}` of divergences; usually not below ``beta_rec``.
-        beta_neg: Weight :math:`\beta_\mathrm{neg}` of the divergence of made volumes. The exponent
-            is divided by :math:`N`, which is large for a volume, so the default grows with it:
-            :math:`1024\, N / (3 \cdot 256^2)`, the published ratio for colour images of
-            :math:`256^2` pixels. Lower it if the exponents in the log leave [-5, 0].
+        beta_neg: Weight :math:`\beta_\mathrm{neg}` of the divergence of made volumes. By default
+            :math:`\max(256,\ 1024\, N / (3 \cdot 256^2))`, which is what was published for images
+            of 784 to 49,152 values (256) and of 196,608 (1024), and keeps its weight in the
+            exponent beyond. A lower one for a small volume lets the divergence of all volumes
+            grow: at 3,456 values to 272 nats in the place of 37. Lower it if the exponents in the
+            log leave [-5, 0].
         gamma: Weight :math:`\gamma` of errors of made volumes in the turn of the decoder.
 
     References:
@@ -213,7 +218,10 @@ class SoftIntrospection:
 
     def exponents(self, seen: Introspection) -> dict[str, Tensor]:
         r""":math:`-2 s\, (\beta_\mathrm{rec} L + \beta_\mathrm{neg} \mathrm{KL})`, ``(B,)``."""
-        share = 1024 / (3 * 256**2) if self.beta_neg is None else self.beta_neg / seen.size
+        beta_neg: Tensor | float | None = self.beta_neg
+        if beta_neg is None:
+            beta_neg = (1024 * seen.size / PUBLISHED).clamp_min(LEAST_BETA_NEG)
+        share = beta_neg / seen.size
         return {
             name: -2 * (self.beta_rec * each.error / seen.size + share * each.kl)
             for name, each in seen.made.items()
@@ -253,8 +261,12 @@ class HingeIntrospection:
 
     Attributes:
         margin: The margin :math:`m`, in nats. It must lie above where the divergence of real
-            volumes settles; train without introspection first and take 1.5 times that.
-        w_rec: Weight :math:`w_r`.
+            volumes settles: about 1.5 times that, if it is known from a run without introspection.
+            By default :math:`120 \sqrt{N / (3 \cdot 256^2)}`, which is 120 for colour images of
+            :math:`256^2` pixels as published, and 480 for :math:`1024^2`, where 500 was.
+        w_rec: Weight :math:`w_r`; ``None`` for :math:`0.05 \sqrt{3 \cdot 256^2 / N}`, which is
+            0.05 as published at :math:`256^2`, and 0.0125 at :math:`1024^2`, where 0.01 was. A
+            fixed one is too light for a small volume, whose error is a sum over few voxels.
         w_kl: Weight :math:`w_\mathrm{kl}`.
         w_neg: Weight :math:`w_\mathrm{neg}`.
 
@@ -263,32 +275,45 @@ class HingeIntrospection:
         synthesis", 2018.
     """
 
-    margin: float
-    w_rec: float = 0.05
+    margin: float | None = None
+    w_rec: float | None = 0.05
     w_kl: float = 1.0
     w_neg: float = 0.5
 
     rebuilds_made: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.margin <= 0:
+        if self.margin is not None and self.margin <= 0:
             raise SettingError(f"margin {self.margin}; allowed are nats above 0.")
 
+    def margin_of(self, size: Tensor) -> Tensor:
+        """The margin in nats for volumes of so many values."""
+        if self.margin is not None:
+            return torch.full_like(size, self.margin)
+        return 120 * (size / PUBLISHED).sqrt()
+
+    def w_rec_of(self, size: Tensor) -> Tensor:
+        """The weight of the error of volumes of so many values."""
+        if self.w_rec is not None:
+            return torch.full_like(size, self.w_rec)
+        return 0.05 * (PUBLISHED / size).sqrt()
+
     def encoder_loss(self, seen: Introspection) -> Tensor:
-        loss = self.w_rec * seen.real.error.mean() + self.w_kl * seen.real.kl.mean()
+        margin, w_rec = self.margin_of(seen.size), self.w_rec_of(seen.size)
+        loss = w_rec * seen.real.error.mean() + self.w_kl * seen.real.kl.mean()
         for each in seen.made.values():
-            short = (self.margin - each.kl).clamp_min(0).mean()
+            short = (margin - each.kl).clamp_min(0).mean()
             loss = loss + 0.5 * self.w_kl * self.w_neg * short
         return loss
 
     def decoder_loss(self, seen: Introspection) -> Tensor:
-        loss = self.w_rec * seen.real.error.mean()
+        loss = self.w_rec_of(seen.size) * seen.real.error.mean()
         for each in seen.made.values():
             loss = loss + 0.5 * self.w_kl * each.kl.mean()
         return loss
 
     def report(self, seen: Introspection) -> dict[str, Tensor]:
-        return _report(seen)
+        return {**_report(seen), "margin": self.margin_of(seen.size)}
 
 
 def _report(seen: Introspection) -> dict[str, Tensor]:

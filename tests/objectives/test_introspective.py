@@ -89,11 +89,35 @@ def test_without_made_volumes_the_encoder_has_the_bound_of_a_beta_vae():
     assert HingeIntrospection(9, 0.5, 2, w_neg=0).encoder_loss(SEEN).item() == pytest.approx(bound)
 
 
-def test_by_default_the_divergence_has_one_weight_in_the_exponent_whatever_the_size():
-    small, large = numbers(1, 0, [(6, 0)]), numbers(1, 0, [(6, 0)])
-    large = Introspection(large.real, large.made, torch.tensor(1e6), None)
-    found = [SoftIntrospection().exponents(each)["rebuilt"].item() for each in (small, large)]
-    assert found == pytest.approx([-2 * 6 * 1024 / (3 * 256**2)] * 2)
+def sized(seen, size):
+    return Introspection(seen.real, seen.made, torch.tensor(float(size)), None)
+
+
+@pytest.mark.parametrize(
+    ("size", "beta_neg"),
+    [(784, 256), (3072, 256), (49152, 256), (3 * 256**2, 1024), (10 * 3 * 256**2, 10240)],
+)
+def test_by_default_the_divergence_is_weighed_as_published_for_images_of_that_size(size, beta_neg):
+    """The first four are those of MNIST, CIFAR, Monsters and CelebA; the last is a volume."""
+    seen = sized(numbers(1, 0, [(6, 0)]), size)
+    found = SoftIntrospection().exponents(seen)["rebuilt"].item()
+    assert found == pytest.approx(-2 * 6 * beta_neg / size)
+
+
+@pytest.mark.parametrize(
+    ("side", "margin", "w_rec", "near"), [(256, 120, 0.05, 1e-6), (1024, 500, 0.01, 0.3)]
+)
+def test_by_default_margin_and_error_weigh_as_published_for_images_of_that_size(
+    side, margin, w_rec, near
+):
+    hinge, size = HingeIntrospection(w_rec=None), torch.tensor(3.0 * side**2)
+    assert hinge.margin_of(size).item() == pytest.approx(margin, rel=near)
+    assert hinge.w_rec_of(size).item() == pytest.approx(w_rec, rel=near)
+    seen = sized(SEEN, 3 * side**2)
+    given = HingeIntrospection(hinge.margin_of(size).item(), hinge.w_rec_of(size).item())
+    assert hinge.encoder_loss(seen).item() == pytest.approx(given.encoder_loss(seen).item())
+    assert hinge.decoder_loss(seen).item() == pytest.approx(given.decoder_loss(seen).item())
+    assert hinge.report(seen)["margin"] == hinge.margin_of(size)
 
 
 def test_the_range_of_exponents_is_reported():
