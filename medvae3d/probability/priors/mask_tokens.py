@@ -36,7 +36,7 @@ class MaskTokens(nn.Module):
             order: Places of the grids in the order that codes are drawn in, ``(T,)``.
         """
         labels = torch.cat([(mask == value).float() for value in self.values[1:]], 1)
-        found = [F.adaptive_avg_pool3d(labels, grid).flatten(2) for grid in self.grids]
+        found = [F.adaptive_avg_pool3d(labels, (i, j, k)).flatten(2) for i, j, k in self.grids]
         shares = torch.cat(found, 2).movedim(1, 2)[:, order.to(mask.device)]
         return torch.cat([shares, torch.ones_like(shares[..., :1])], 2)
 
