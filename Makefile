@@ -3,6 +3,8 @@
 #
 # Settings:  PYTHON=python3.12  another interpreter for the environment
 #            VENV=.venv         where the environment is made
+#            AUDIT_VENV=.venv-audit   where the tools of `make sbom` and `make audit` are
+#            FUZZ_SECONDS=600   how long `make fuzz` takes
 #            LABEL_VENV=.venv-label   where MONAI Label is put on top of it
 #            PIP_ARGS=...       more options for pip install, for instance another package index
 #            PYTEST_ARGS=...    more options for pytest, for instance -k insertion
@@ -10,6 +12,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 LABEL_VENV ?= .venv-label
+AUDIT_VENV ?= .venv-audit
+FUZZ_SECONDS ?= 600
 LABEL := monailabel==0.8.5
 DEMO ?= demo
 PIP_ARGS ?=
@@ -24,7 +28,7 @@ export MPLBACKEND := Agg
 export DO_NOT_TRACK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo docs test test-slow test-label lint typecheck format wheel clean distclean
+.PHONY: help install demo docs test test-slow test-label fuzz sbom audit lint typecheck format wheel clean distclean
 
 help:
 	@echo "make demo       4 pairs from each bundle and one insertion, into $(DEMO)/"
@@ -34,6 +38,8 @@ help:
 	@echo "make lint       ruff: rules and format        make format     let ruff put them right"
 	@echo "make typecheck  mypy on medvae3d/             make wheel      build into dist/"
 	@echo "make docs       the site, into docs/_build/"
+	@echo "make sbom       sbom.json: all installed packages      make audit      known vulnerabilities"
+	@echo "make fuzz       readers of text on random input, for $(FUZZ_SECONDS) s"
 	@echo "make clean      delete caches and the demo    make distclean  delete $(VENV)/ as well"
 
 install: $(VENV)/.installed
@@ -85,6 +91,31 @@ $(LABEL_VENV)/.installed: $(VENV)/.installed-dev requirements-label.txt
 	$(LABEL_VENV)/bin/python -m pip install --disable-pip-version-check $(PIP_ARGS) --no-deps $(LABEL)
 	@touch $@
 
+# Random input for the readers of text; what crashes one is kept in build/fuzz.
+fuzz: export OMP_NUM_THREADS ?= 1
+fuzz: $(VENV)/.installed-dev
+	$(INSTALL) -e '.[fuzz]'
+	mkdir -p build/fuzz/corpus
+	$(BIN)/python tests/fuzz/make_seeds.py build/fuzz/seeds
+	$(BIN)/python tests/fuzz/fuzz_readers.py -max_total_time=$(FUZZ_SECONDS) -max_len=4096 \
+	  -artifact_prefix=build/fuzz/ build/fuzz/corpus build/fuzz/seeds
+
+# The tools have an environment of their own, so that they are not in the bill.
+sbom: $(VENV)/.installed $(AUDIT_VENV)/.installed
+	$(AUDIT_VENV)/bin/cyclonedx-py environment  \
+	  --output-reproducible -o sbom.json $(BIN)/python
+
+# Needs the network: it asks about the direct dependencies, at the versions that are pinned.
+audit: $(VENV)/.installed $(AUDIT_VENV)/.installed
+	$(BIN)/python tests/direct_dependencies.py > $(AUDIT_VENV)/requirements.txt
+	$(AUDIT_VENV)/bin/pip-audit --disable-pip --no-deps -r $(AUDIT_VENV)/requirements.txt
+
+$(AUDIT_VENV)/.installed: Makefile
+	$(PYTHON) -m venv $(AUDIT_VENV)
+	$(AUDIT_VENV)/bin/python -m pip install --disable-pip-version-check $(PIP_ARGS) \
+	  'pip-audit>=2.9,<3' 'cyclonedx-bom>=7,<8'
+	@touch $@
+
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -112,4 +143,4 @@ clean:
 	find medvae3d tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV) $(LABEL_VENV)
+	rm -rf $(VENV) $(LABEL_VENV) $(AUDIT_VENV)

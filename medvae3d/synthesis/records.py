@@ -170,6 +170,7 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
             record = load_json(path)
             if record["case"] != path.stem:
                 raise ValueError(f"it is of case {record['case']}")
+            _require_counts(record)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise OutputError(
                 f"{path} is no record of a sample ({type(error).__name__}: {error}). Choose an "
@@ -177,6 +178,18 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
             ) from error
         records.append(record)
     return records
+
+
+def _require_counts(record: Mapping[str, Any]) -> None:
+    """Checks what is added up over all records of a folder.
+
+    Raises:
+        ValueError: If it is not of the form that is written.
+    """
+    rejected, attempts = record.get("rejected") or {}, record.get("attempts") or 0
+    counts = [attempts, *(rejected.values() if isinstance(rejected, dict) else [None])]
+    if not all(isinstance(count, int) and 0 <= count < 1 << 53 for count in counts):
+        raise ValueError(f"it has {attempts!r} attempts and rejected {rejected!r}")
 
 
 def rejections(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

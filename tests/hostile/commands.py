@@ -218,13 +218,7 @@ def bundle_calls() -> dict[str, Call]:
 
 
 def weights_calls() -> dict[str, Call]:
-    """How each command is given weights of their own."""
-
-    def evaluate(*words: object) -> Call:
-        return lambda f, out, g: [
-            "evaluate", "--real", g.datalist, "--synthetic", g.datalist, "--out", out / "o",
-            "--viewer-cases", 0, *(str(word).replace("FILE", str(f)) for word in words),
-        ]  # fmt: skip
+    """How commands that refuse weights are given them; `evaluate` goes on without them."""
 
     return {
         "figures --weights": lambda f, out, g: [
@@ -233,7 +227,4 @@ def weights_calls() -> dict[str, Call]:
         "figures --twin": lambda f, out, g: [
             "figures", g.joint, "--datalist", g.datalist, "--quick", "--twin", f,
         ],
-        "evaluate medicalnet": evaluate("--sections", "realism", "--features", "medicalnet=FILE"),
-        "evaluate radimagenet": evaluate("--sections", "realism", "--features", "radimagenet=FILE"),
-        "evaluate --lpips": evaluate("--paired", "--lpips", "FILE"),
     }  # fmt: skip

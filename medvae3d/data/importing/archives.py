@@ -20,7 +20,7 @@ from medvae3d.files import require_regular
 
 # Images of whole heads unpack to 3 times their size, masks to 50 times and more.
 MOST_TIMES, SMALL_BYTES = 200, 1 << 28
-MOST_MEMBERS = 100_000
+MOST_MEMBERS = 50_000
 # Of one read; names and comments that a header announces are far smaller.
 LARGEST_READ = 1 << 24
 
@@ -49,6 +49,8 @@ def members_of(path: Path) -> Iterator[Iterator[tuple[str, Any]]]:
                 stream.seek(archive.offset)
                 if stream.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
                     raise EOFError("it has no end mark")
+                while stream.read(1 << 20):  # the check sum comes after the padding
+                    pass
     except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error) as error:
         if isinstance(error, MedvaeError):
             raise
