@@ -348,7 +348,13 @@ def _training() -> dict[str, Any]:
 def _metadata(generator: Mapping[str, Any], facts: Mapping[str, Any], name: str) -> dict[str, Any]:
     kept = ("schema", "monai_version", "pytorch_version", "numpy_version", "copyright")
     text = f"Finds in a scan what {name} makes; trained on real and on synthetic cases"
-    inputs = generator["network_data_format"]["inputs"]
+    try:
+        image = generator["network_data_format"]["inputs"]["image"]
+    except (KeyError, TypeError):
+        raise BundleError(
+            f"metadata.json of {name} does not say what goes into its network "
+            f"(network_data_format, inputs, image); a segmenter reads the same. Add it."
+        ) from None
     names = {str(value): label for label, value in facts["labels"].items()}
     outputs = {
         "pred": {
@@ -372,7 +378,7 @@ def _metadata(generator: Mapping[str, Any], facts: Mapping[str, Any], name: str)
         "description": text,
         "authors": "those who trained it",
         "intended_use": "Drafts of labels for a person to correct; no medical device",
-        "network_data_format": {"inputs": {"image": inputs["image"]}, "outputs": outputs},
+        "network_data_format": {"inputs": {"image": image}, "outputs": outputs},
     }
 
 

@@ -25,7 +25,8 @@ def require_source(what: str | Path, like: str | Path | None = None) -> Path:
         SettingError: If a bundle is asked to be like another.
     """
     if like is not None:
-        find_bundle(like)
+        # Its channels and labels become settings of the training, which are evaluated.
+        require_trusted(find_bundle(like))
     if is_system(what):
         return Path(str(what))
     try:

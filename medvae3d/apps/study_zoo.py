@@ -20,10 +20,11 @@ from typing import IO, Any, cast
 import torch
 
 from medvae3d import __version__
-from medvae3d.apps.bundle import Bundle, load_bundle
+from medvae3d.apps.bundle import Bundle, find_bundle, load_bundle
 from medvae3d.apps.data_for_training import require_clean
 from medvae3d.apps.figure_cases import CaseSource
 from medvae3d.apps.systems import system_settings
+from medvae3d.apps.trust import is_trusting, require_trusted, trusting
 from medvae3d.data.datalists import read_datalist, require_all_channels
 from medvae3d.data.integrity import check
 from medvae3d.data.volumes import write_bytes
@@ -105,6 +106,8 @@ def zoo_study(
         DataListError: If the list cannot be used.
     """
     folder, chosen = Path(out), entries(names)
+    if options.like is not None:
+        require_trusted(find_bundle(options.like))
     listed = read_datalist(datalist)
     require_all_channels(listed, "a study of all systems")
     settings = {
@@ -210,6 +213,7 @@ class ZooWork:
                 "datalist": str(self.datalist),
                 "out": str(root),
                 "like": self.options.like,
+                "trust": is_trusting(),
                 "seed": seed,
                 "changes": [
                     *texts_for(system_settings(entry.system)["network_def"], self.options.settings),
@@ -376,4 +380,6 @@ def train_one(order: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    train_one(json.loads(sys.argv[1]))
+    given = json.loads(sys.argv[1])
+    with trusting(given["trust"]):
+        train_one(given)

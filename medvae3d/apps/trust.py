@@ -41,6 +41,11 @@ def trusting(is_trusted: bool) -> Iterator[None]:
         _agreed[0] = before
 
 
+def is_trusting() -> bool:
+    """Whether every bundle may execute what it asks for; for processes that are started."""
+    return _agreed[0]
+
+
 def executed(content: Any, key: str = "") -> Iterator[str]:
     """Every text of a configuration that MONAI would evaluate, call, or read from another file.
 

@@ -138,7 +138,7 @@ def resample_to_grid(
     return resampled.to(given.dtype) if mode == "nearest" else resampled
 
 
-def require_room(image: Any, spacing: Sequence[float]) -> None:
+def require_room(image: Any, spacing: Sequence[float] | np.ndarray) -> None:
     """Refuses a change of the voxel size that makes far more voxels than anything can hold.
 
     Raises:

@@ -150,6 +150,9 @@ def test_every_command_that_takes_a_bundle_asks_for_trust(runner, good, tmp_path
 def test_links_out_of_a_bundle_are_not_copied(runner, good, tmp_path):
     root, out = shutil.copytree(good.joint, tmp_path / "b"), tmp_path / "out"
     out.mkdir()
+    metadata = root / "configs" / "metadata.json"
+    stated = {"network_data_format": {"inputs": {"image": {"num_channels": 1}}}}
+    metadata.write_text(json.dumps(json.loads(metadata.read_text()) | stated))
     secret = tmp_path / "secret"
     secret.write_text("secret")
     (root / "docs" / "inner.txt").symlink_to("data_license.txt")
