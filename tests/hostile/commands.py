@@ -31,6 +31,7 @@ READS: dict[tuple[str, str], str] = {
     ("impute", "image"): VOLUME,
     ("impute", "label"): VOLUME,
     ("export", "bundle"): BUNDLE,
+    ("bench", "bundle"): BUNDLE,
     ("label-app", "bundle"): BUNDLE,
     ("train", "what"): BUNDLE,
     ("train", "like"): BUNDLE,
@@ -62,7 +63,7 @@ WRITES = {"out", "kept", "report_file", "report"}
 # Neither: numbers, names, switches. `folder` is one whose disk is looked at, `config` is read by
 # every command and tried by itself.
 PLAIN = {
-    "likeliest", "ray", "ray_address",
+    "likeliest", "rounds", "ray", "ray_address",
     "as_json", "folder", "count", "seed", "start", "volume_ml", "class_name", "temperature",
     "extrapolate", "lesions", "at", "allow_overlap", "device", "healthy", "margin", "what",
     "cases", "way", "points", "format", "decoder_only", "settings", "recipe", "resume",
@@ -196,6 +197,7 @@ def bundle_calls() -> dict[str, Call]:
         "impute": lambda f, out, g: [
             "impute", f, "--image", f"CT={g.image}", "--out", out / "o",
         ],
+        "bench": lambda f, out, g: ["bench", f],
         "export": lambda f, out, g: ["export", f, "--out", out / "o" / "a.onnx"],
         "label-app": lambda f, out, g: ["label-app", "--bundle", f, "--out", out / "o"],
         "train": lambda f, out, g: ["train", f, "--datalist", g.datalist, "--out", out / "o"],
