@@ -199,9 +199,7 @@ class SoftIntrospection:
         beta_neg: Weight :math:`\beta_\mathrm{neg}` of the divergence of made volumes. By default
             :math:`\max(256,\ 1024\, N / (3 \cdot 256^2))`, which is what was published for images
             of 784 to 49,152 values (256) and of 196,608 (1024), and keeps its weight in the
-            exponent beyond. A lower one for a small volume lets the divergence of all volumes
-            grow: at 3,456 values to 272 nats in the place of 37. Lower it if the exponents in the
-            log leave [-5, 0].
+            exponent beyond. Lower it if the exponents in the log leave [-5, 0].
         gamma: Weight :math:`\gamma` of errors of made volumes in the turn of the decoder.
 
     References:
