@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -13,6 +12,7 @@ import typer
 
 from medvae3d.apps import catalogue
 from medvae3d.apps.console import (
+    AsJson,
     Stopwatch,
     duration,
     notice,
@@ -21,9 +21,12 @@ from medvae3d.apps.console import (
     parse_whole,
     progress,
     say,
+    say_json,
+    say_results,
     table,
 )
-from medvae3d.models.registry import PRIORS, SYSTEMS, Paper, facts
+from medvae3d.models.registry import PRIORS, SYSTEMS, Paper
+from medvae3d.models.registry import facts as system_facts
 
 BundleName = Annotated[
     str,
@@ -39,9 +42,7 @@ Device = Annotated[
 ]
 
 
-def list_all(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with papers.")] = False,
-) -> None:
+def list_all(as_json: AsJson = False) -> None:
     """List systems that can be trained, priors, and the bundles that come with the package.
 
     Example: medvae3d list --json
@@ -56,7 +57,7 @@ def list_all(
             for entry in found
         ]  # fmt: skip
         priors = [asdict(prior) for prior in PRIORS.values()]
-        say(json.dumps({"bundles": bundles, "systems": facts(), "priors": priors}, indent=1))
+        say_json({"bundles": bundles, "systems": system_facts(), "priors": priors})
         return
     rows = [
         (e.name, e.version, e.title, e.licence, "yes" if e.has_weights else "no") for e in found
@@ -117,6 +118,7 @@ def train(
     verbose: Annotated[
         bool, typer.Option("--verbose", help="Show what MONAI and ignite log.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train a system or a bundle on your own cases; DIR is then a bundle for every command.
 
@@ -145,10 +147,20 @@ def train(
             f"Add --resume to the same command to go on."
         )
         raise typer.Exit(128 + outcome.signal)
-    say(f"weights: {out / 'models' / 'model.pt'}")
-    say(f"learning curves: {out / 'eval'}")
-    say(f"model card to fill in: {out / 'docs' / 'README.md'}")
-    say(f"next: medvae3d generate {out} --count 20 --seed 1 --out synthetic")
+    facts = {
+        "weights": out / "models" / "model.pt",
+        "learning_curves": out / "eval",
+        "card": out / "docs" / "README.md",
+        "steps": outcome.steps,
+    }
+    say_results(
+        as_json,
+        facts,
+        f"weights: {facts['weights']}",
+        f"learning curves: {facts['learning_curves']}",
+        f"model card to fill in: {facts['card']}",
+        f"next: medvae3d generate {out} --count 20 --seed 1 --out synthetic",
+    )
 
 
 def figures(
@@ -177,7 +189,7 @@ def figures(
             help="Weights trained without the flow, to stand beside; may be given several times.",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure a bundle on held-out cases and print the figures of its model card.
 
@@ -200,7 +212,10 @@ def figures(
         weights=weights,
         twin=read_twins(twin or ()),
     )
-    say(json.dumps(plain(found), ensure_ascii=False) if as_json else markdown(found))
+    if as_json:
+        say_json(plain(found))
+    else:
+        say(markdown(found))
     notice(f"measured in {duration(watch.seconds)}")
     if out is not None and not as_json:
         say(f"figures: {out}")
@@ -210,6 +225,7 @@ def demo(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for everything.")],
     seed: Annotated[str, typer.Option(metavar="S", help="Same seed, same bytes.")] = "20",
     device: Device = None,
+    as_json: AsJson = False,
 ) -> None:
     """Make 4 volumes with masks from each shipped bundle and insert lesions into a phantom.
 
@@ -220,6 +236,9 @@ def demo(
 
     watch = Stopwatch()
     made = run_demo(out, root, device, notice)
+    if as_json:
+        say_json({"parts": [asdict(part) for part in made], "seconds": round(watch.seconds, 3)})
+        return
     for part in made:
         cases = "case " if part.cases == 1 else "cases"
         say(f"{part.cases} {cases} in {duration(part.seconds):>6}  {part.picture}  {part.what}")

@@ -12,7 +12,7 @@ import typer
 
 from medvae3d import __version__
 from medvae3d.apps import catalogue
-from medvae3d.apps.console import say
+from medvae3d.apps.console import AsJson, say_results
 from medvae3d.errors import BundleError, SettingError, UnreadableFileError
 from medvae3d.files import load_json
 from medvae3d.models.registry import SYSTEMS, Paper
@@ -35,7 +35,7 @@ def cite(
             autocompletion=catalogue.bundle_names,
         ),
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Print BibTeX of what a bundle, a system or a folder of samples stands on.
 
@@ -51,7 +51,7 @@ def cite(
                 entry = re.sub(r"^@misc\{[^,]*", f"@misc{{{key}", entry)
             known[key] = entry
     entries = [software(), *known.values()]
-    say(json.dumps(entries, indent=1) if as_json else "\n\n".join(entries))
+    say_results(as_json, entries, "\n\n".join(entries))
 
 
 def references(what: str) -> tuple[tuple[Paper, ...], list[str]]:

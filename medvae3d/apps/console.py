@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -61,6 +63,32 @@ def quietly(is_quiet: bool = True) -> Iterator[None]:
 def say(text: str) -> None:
     """Prints a line of results, neither wrapped nor coloured: paths in it can be copied."""
     output().print(printable(text), soft_wrap=True, markup=False)
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print what came out as JSON.")]
+"""The option of every command: its results as one JSON document on the standard output."""
+
+
+def say_json(content: Any) -> None:
+    """Prints results as JSON; what is not finite becomes null, paths become text."""
+    say(json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False, default=str))
+
+
+def say_results(as_json: bool, facts: Any, *lines: str) -> None:
+    """Prints results as JSON, or as lines for people."""
+    if as_json:
+        say_json(facts)
+        return
+    for line in lines:
+        say(line)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def notice(text: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +9,7 @@ import typer
 
 from medvae3d.apps import catalogue
 from medvae3d.apps.console import (
+    AsJson,
     output,
     parse_range,
     parse_triple,
@@ -17,6 +17,8 @@ from medvae3d.apps.console import (
     progress,
     refuse,
     say,
+    say_json,
+    say_results,
     table,
     text_of,
     times,
@@ -137,6 +139,7 @@ def phantom(
     lesions: Annotated[
         str, typer.Option(metavar="LOW:HIGH", help="Fewest and most lesions in a case.")
     ] = "1:6",
+    as_json: AsJson = False,
 ) -> None:
     """Draw heads with lesions and write them with their data list: no download needed.
 
@@ -150,7 +153,8 @@ def phantom(
 
     with progress("drawing") as advance:
         path = write_phantoms(out, number, root, sizes, voxel, range_of_lesions, progress=advance)
-    say(f"{number} phantoms with their masks; data list: {path}")
+    facts = {"cases": number, "datalist": path}
+    say_results(as_json, facts, f"{number} phantoms with their masks; data list: {path}")
 
 
 @app.command()
@@ -158,7 +162,7 @@ def manifests(
     name: Annotated[
         str | None, typer.Argument(help="One data set, to show all that is known of it.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the public data sets that come with a manifest: source, licence, how to get them.
 
@@ -183,7 +187,7 @@ def manifests(
             }
             for m in found
         ]  # fmt: skip
-        say(json.dumps(facts if name is None else facts[0], indent=1))
+        say_json(facts if name is None else facts[0])
     elif name is None:
         rows = [
             (m.name, m.size["cases"], [c["name"] for c in m.channels], m.licence["name"], m.title)

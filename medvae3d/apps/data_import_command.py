@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from medvae3d.apps.console import output, parse_whole, progress, say, table
+from medvae3d.apps.console import (
+    AsJson,
+    output,
+    parse_whole,
+    progress,
+    say,
+    say_json,
+    say_results,
+    table,
+)
 from medvae3d.errors import SettingError
 
 
@@ -35,6 +45,7 @@ def import_data(
         typer.Option(metavar="T,V,E", help="Shares of training, validation, testing, by patient."),
     ] = None,
     seed: Annotated[str, typer.Option(metavar="S", help="Seed of the split.")] = "0",
+    as_json: AsJson = False,
 ) -> None:
     """Make a checked data list of NIfTI files from what you have, in any of these formats.
 
@@ -58,6 +69,9 @@ def import_data(
         )
     with progress("checking") as advance:
         found = check(read_datalist(path), progress=advance)
+    if as_json:
+        say_json({"datalist": path, "report": json.loads(found.to_json())})
+        context.exit(found.exit_code)
     print_report(found)
     say(f"data list: {path}")
     for name, case in json.loads((path.parent / "import.json").read_text())["cases"].items():
@@ -78,6 +92,7 @@ def align_data(
     mode: Annotated[
         str, typer.Option(metavar="NAME", help="How masks are resampled: label or nearest.")
     ] = "label",
+    as_json: AsJson = False,
 ) -> None:
     """Bring masks and further channels to the grid of each case's first image.
 
@@ -90,6 +105,9 @@ def align_data(
 
     with progress("aligning") as advance:
         done = align(read_datalist(datalist), out, axes=axes, mode=mode, progress=advance)
+    if as_json:
+        say_json({"datalist": out / "datalist.json", "files": [asdict(each) for each in done]})
+        return
     columns = ("case", "file", "what", ">was off by mm", ">ml before", ">ml after")
     rows = [(d.case, d.file, d.what, d.offset_mm, d.before_ml, d.after_ml) for d in done]
     output().print(table("Files", columns, rows))
@@ -107,6 +125,7 @@ def export_data(
     shard_size: Annotated[
         str, typer.Option(metavar="N", help="Most cases in a shard of WebDataset.")
     ] = "64",
+    as_json: AsJson = False,
 ) -> None:
     """Write the cases of a list as BIDS, raw data of nnU-Net v2, DICOM or WebDataset shards.
 
@@ -122,7 +141,7 @@ def export_data(
             read_datalist(datalist), out, format, channels=names, seed=number, shard_size=size,
             progress=advance,
         )  # fmt: skip
-    say(f"{format}: {made}")
+    say_results(as_json, {"format": format, "written": made}, f"{format}: {made}")
 
 
 def _parse_shares(text: str) -> tuple[float, ...]:

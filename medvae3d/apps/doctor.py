@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
@@ -17,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from medvae3d.apps import catalogue
-from medvae3d.apps.console import output, say, table
+from medvae3d.apps.console import AsJson, output, say_json, table
 
 GOOD, NOTE, BAD = "ok", "note", "wrong"
 LEAST_DISK_GB, LEAST_MEMORY_GB = 5.0, 4.0
@@ -44,7 +43,7 @@ class Finding:
 
 
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
     folder: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder whose disk is looked at.")
     ] = Path("."),
@@ -57,7 +56,7 @@ def doctor(
     """
     findings = [finding for check in CHECKS for finding in check(folder)]
     if as_json:
-        say(json.dumps([asdict(finding) for finding in findings], indent=1))
+        say_json([asdict(finding) for finding in findings])
     else:
         rows = [(each.state, each.name, each.found, each.advice) for each in findings]
         output().print(table("This installation", ("", "what", "found", "what to do"), rows))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from medvae3d.apps.console import (
+    AsJson,
     Stopwatch,
     duration,
     notice,
@@ -19,6 +19,7 @@ from medvae3d.apps.console import (
     parse_whole,
     progress,
     say,
+    say_json,
     table,
 )
 from medvae3d.apps.worker_options import Ray, RayAddress, Workers, chosen_engine
@@ -120,7 +121,7 @@ def evaluate(
         str, typer.Option(metavar="N", help="Cases in the viewer; 0 for no pictures of cases.")
     ] = "6",
     seed: Annotated[str, typer.Option(metavar="S", help="Seed of all that is random.")] = "0",
-    as_json: Annotated[bool, typer.Option("--json", help="Print all numbers as JSON.")] = False,
+    as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
     workers: Workers = "1",
     ray: Ray = False,
@@ -156,7 +157,7 @@ def evaluate(
     if not engine.is_first:
         return
     if as_json:
-        say(json.dumps(content, indent=1))
+        say_json(content)
     elif not quiet:
         _print(content)
         say(f"page: {out / 'index.html'}")

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from medvae3d.apps.bundle_commands import BundleName, Device
-from medvae3d.apps.console import parse_range, parse_triple, parse_whole, progress, say
+from medvae3d.apps.console import (
+    AsJson,
+    parse_range,
+    parse_triple,
+    parse_whole,
+    progress,
+    say_results,
+)
 from medvae3d.errors import SettingError
 
 if TYPE_CHECKING:
@@ -56,6 +63,7 @@ def explore(
     points: Annotated[str, typer.Option(metavar="N", help="Volumes on the path.")] = "9",
     seed: Annotated[str, typer.Option(metavar="S", help="Seed of what stays the same.")] = "0",
     device: Device = None,
+    as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Walk from one case to another, or let a lesion grow with all else fixed.
 
@@ -98,9 +106,14 @@ def explore(
             frames, grid = _between(loaded, Path(str(datalist)), names, number, way, told)
     facts = {"what": what, "points": number, "seed": root, "way": way, "volume_ml": limits}
     _write(loaded, frames, grid, out, facts)
-    say(f"{len(frames)} volumes in {out}")
-    say(f"animation: {out / 'path.gif'}")
-    say(f"picture: {out / 'path.png'}")
+    animation, picture = out / "path.gif", out / "path.png"
+    say_results(
+        as_json,
+        {"volumes": len(frames), "folder": out, "animation": animation, "picture": picture},
+        f"{len(frames)} volumes in {out}",
+        f"animation: {animation}",
+        f"picture: {picture}",
+    )
 
 
 def _grown(

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from medvae3d.apps import catalogue
-from medvae3d.apps.console import output, progress, say, table
+from medvae3d.apps.console import AsJson, output, progress, say, say_json, table
 
 
 def export(
@@ -30,6 +30,7 @@ def export(
     decoder_only: Annotated[
         bool, typer.Option("--decoder-only", help="Leave out the encoder and a first stage.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write decoder and encoder of a bundle as ONNX, TorchScript or PT2, compared with it.
 
@@ -41,6 +42,9 @@ def export(
     loaded = load_bundle(bundle)
     with progress("exporting") as advance:
         facts = export_model(loaded, out, format, decoder_only=decoder_only, progress=advance)
+    if as_json:
+        say_json(facts)
+        return
     rows = [
         (name, each["file"], ", ".join(each["inputs"]), ", ".join(each["outputs"]),
          each["largest_difference"])

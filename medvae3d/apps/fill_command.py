@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from medvae3d.apps.bundle_commands import BundleName, Device
-from medvae3d.apps.console import parse_whole, progress, say
+from medvae3d.apps.console import AsJson, parse_whole, progress, say_results
 from medvae3d.errors import SettingError
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def fill(
         float, typer.Option(help="0: the likeliest filling; 1: as varied as the training set.")
     ] = 1.0,
     device: Device = None,
+    as_json: AsJson = False,
 ) -> None:
     """Make a region of a scan anew from its surroundings; everything else stays, to the bit.
 
@@ -84,8 +85,13 @@ def fill(
             advance(index + 1, number, "")
     options = {"temperature": temperature, "healthy": healthy, "margin": around}
     _write(loaded, host, made, out, root, options)
-    say(f"{number} fillings of {int(hole.sum())} voxels in {out}")
-    say(f"picture: {out / 'preview.png'}")
+    voxels, picture = int(hole.sum()), out / "preview.png"
+    say_results(
+        as_json,
+        {"fillings": number, "voxels": voxels, "folder": out, "picture": picture},
+        f"{number} fillings of {voxels} voxels in {out}",
+        f"picture: {picture}",
+    )
 
 
 def _region(host: HostScan, path: Path | None, margin: int) -> NDArray[np.bool_]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +10,7 @@ import typer
 
 from medvae3d.apps.bundle_commands import BundleName, Device
 from medvae3d.apps.console import (
+    AsJson,
     Stopwatch,
     duration,
     parse_range,
@@ -18,6 +18,7 @@ from medvae3d.apps.console import (
     parse_whole,
     progress,
     say,
+    say_json,
 )
 from medvae3d.apps.worker_options import Ray, RayAddress, Workers, chosen_engine
 from medvae3d.errors import SettingError
@@ -96,7 +97,7 @@ def generate(
                      help="Allow new lesions to lie on others."),
     ] = False,
     device: Device = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+    as_json: AsJson = False,
     workers: Workers = "1",
     ray: Ray = False,
     ray_address: RayAddress = None,
@@ -205,7 +206,7 @@ def write(
             "dataset": str(out / "dataset.json"),
             "picture": str(out / "preview.png"),
         }
-        say(json.dumps(summary))
+        say_json(summary)
         return
     say(
         f"{count} {'case' if count == 1 else 'cases'} from {bundle.name} {bundle.version} in "

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from medvae3d.apps.bundle_commands import BundleName, Device
-from medvae3d.apps.console import notice, parse_whole, progress, say
+from medvae3d.apps.console import AsJson, notice, parse_whole, progress, say_results
 from medvae3d.errors import DataListError, SettingError
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ def impute(
     ] = False,
     seed: Annotated[str, typer.Option(metavar="S", help="Same seed, same bytes.")] = "0",
     device: Device = None,
+    as_json: AsJson = False,
 ) -> None:
     """Make the channels that scans lack from those that they have; what there is stays, to the bit.
 
@@ -116,9 +117,14 @@ def impute(
         notice(f"warning: {line}")
     wish = Wish(number, root, tries, likeliest, class_name, place)
     made = _write(loaded, listed, cases, out, wish)
-    say(f"{made} completed cases of {len(cases)} in {out}")
-    say(f"data list: {out / 'datalist.json'}")
-    say(f"picture: {out / 'preview.png'}")
+    made_list, picture = out / "datalist.json", out / "preview.png"
+    say_results(
+        as_json,
+        {"completed": made, "cases": len(cases), "datalist": made_list, "picture": picture},
+        f"{made} completed cases of {len(cases)} in {out}",
+        f"data list: {made_list}",
+        f"picture: {picture}",
+    )
 
 
 # -- what is asked for ----------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from medvae3d.apps import catalogue
-from medvae3d.apps.console import notice, say
+from medvae3d.apps.console import AsJson, notice, say_results
 
 
 def label_app(
@@ -23,6 +23,7 @@ def label_app(
             autocompletion=catalogue.bundle_names,
         ),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Make an application for MONAI Label: bundles, and a segmenter that learns from their pairs.
 
@@ -31,11 +32,11 @@ def label_app(
     from medvae3d.apps.label_folder import write_app
 
     folder = write_app(out, bundle or ["hippocampus_mri_hvae"])
-    say(f"application: {folder}")
-    say("start it:")
-    say(
-        f"  python -m monailabel.main start_server --app {folder} --studies YOUR_SCANS "
+    start = (
+        f"python -m monailabel.main start_server --app {folder} --studies YOUR_SCANS "
         f"--host 127.0.0.1"
     )
+    facts = {"application": folder, "start": start}
+    say_results(as_json, facts, f"application: {folder}", "start it:", f"  {start}")
     if importlib.util.find_spec("monailabel") is None:
         notice("MONAI Label is not installed here; docs/how-to/monai-label.md says how to.")

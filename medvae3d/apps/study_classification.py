@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from medvae3d.apps.console import (
+    AsJson,
     Stopwatch,
     duration,
     in_lines,
@@ -175,6 +176,7 @@ def classification(
     workers: Workers = "1",
     ray: Ray = False,
     ray_address: RayAddress = None,
+    as_json: AsJson = False,
 ) -> None:
     """Compare classifiers trained with and without synthetic images on real, unseen cases.
 
@@ -220,9 +222,13 @@ def classification(
             made, out, options, workers=processes, ray_address=address_of(ray, ray_address),
             report=in_lines(advance, "cell"), samples=extra,
         )  # fmt: skip
-    say(found.table)
-    say(found.shown)
+    if as_json:
+        say((out / "study.json").read_text().rstrip())
+    else:
+        say(found.table)
+        say(found.shown)
     for note in found.notes:
         notice(f"note: {note}")
     notice(f"{found.done} of {found.wanted} cells done, in {duration(watch.seconds)}")
-    say(f"table of all measures: {out / 'table.md'}; curves and numbers beside it")
+    if not as_json:
+        say(f"table of all measures: {out / 'table.md'}; curves and numbers beside it")

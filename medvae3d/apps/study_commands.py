@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from medvae3d.apps import study_classification
-from medvae3d.apps.console import Stopwatch, duration, in_lines, notice, parse_whole, progress, say
+from medvae3d.apps.console import (
+    AsJson,
+    Stopwatch,
+    duration,
+    in_lines,
+    notice,
+    parse_whole,
+    progress,
+    say,
+    say_json,
+)
 from medvae3d.apps.worker_options import Ray, RayAddress, Workers, address_of
 
 app = typer.Typer(
@@ -87,9 +98,7 @@ def segmentation(
     device: Annotated[
         str | None, typer.Option(help="Where generators are fitted and asked: cpu or cuda.")
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print study.json: what was asked, and every row.")
-    ] = False,
+    as_json: AsJson = False,
     workers: Workers = "1",
     ray: Ray = False,
     ray_address: RayAddress = None,
@@ -184,6 +193,7 @@ def zoo(
     split: Annotated[
         str, typer.Option(help="Unseen cases; several splits with a comma.")
     ] = "validation,testing",
+    as_json: AsJson = False,
 ) -> None:
     """Train every system of the zoo on the same cases and compare them in one table.
 
@@ -214,6 +224,11 @@ def zoo(
         table, done, wanted = zoo_study(
             datalist, out, names, options, say=notice, report=in_lines(advance, "cell")
         )
-    say(table)
+    if as_json:
+        found = [json.loads(path.read_text()) for path in sorted((out / "cells").glob("*.json"))]
+        say_json({"cells": found, "done": done, "wanted": wanted})
+    else:
+        say(table)
     notice(f"{done} of {wanted} cells done, in {duration(watch.seconds)}")
-    say(f"cells: {out / 'cells.csv'}; table: {out / 'table.md'}")
+    if not as_json:
+        say(f"cells: {out / 'cells.csv'}; table: {out / 'table.md'}")
