@@ -265,6 +265,8 @@ class _Job:
         if not curves:
             return
         look = f"{curves}/history.csv"
+        if "validate" in self.parts:
+            look += f", pictures in {curves}/grids"
         if parser.get("tensorboard") and parser.get_parsed_content("tensorboard"):
             look += f", or tensorboard --logdir {curves}"
         self.say(f"to watch it: {look}")

@@ -57,6 +57,7 @@ def test_progress_is_told_with_the_time_left(trained):
     assert "epoch 1/2, step 2/4, loss" in done.error
     assert "s left" in done.error
     assert f"to watch it: {trained[0] / 'eval'}/history.csv" in done.error
+    assert f"{trained[0] / 'eval' / 'grids'}" in done.error
     assert "Traceback" not in done.error
     assert "Warning" not in done.error
 
