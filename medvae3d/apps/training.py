@@ -269,6 +269,9 @@ class _Job:
             look += f", pictures in {curves}/grids"
         if parser.get("tensorboard") and parser.get_parsed_content("tensorboard"):
             look += f", or tensorboard --logdir {curves}"
+        if parser.get("mlflow") and parser.get_parsed_content("mlflow"):
+            uri = parser.get_parsed_content("mlflow_uri")
+            look += f", or mlflow ui --backend-store-uri {uri}"
         self.say(f"to watch it: {look}")
 
     def lack_of_memory(self, error: BaseException) -> MedvaeError | None:

@@ -1,0 +1,52 @@
+"""Runs in MLflow, through MONAI's handler: a file beside the learning curves, and no server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from monai.handlers import MLFlowHandler
+from monai.utils import optional_import
+
+from medvae3d.errors import SettingError
+
+SQLITE = "sqlite:///"
+EXPERIMENT = "medvae3d"
+
+
+def mlflow_log(uri: str, run: str, every_steps: int = 0) -> MLFlowHandler:
+    """A handler that logs to MLflow: terms of a trainer, or the metrics of an evaluator.
+
+    A run that was interrupted goes on in MLflow too: the handlers of trainer and evaluator find
+    the open run of their name, which the trainer closes at its end.
+
+    Args:
+        uri: Where runs are kept, such as ``sqlite:///eval/mlflow.db``, whose folder is made. The
+            variable ``MLFLOW_TRACKING_URI`` comes first.
+        run: Folder of the run, whose name it gets.
+        every_steps: Steps from one logged step of a trainer to the next; 0 for an evaluator.
+
+    Raises:
+        SettingError: If MLflow is not installed.
+    """
+    if not optional_import("mlflow")[1]:
+        raise SettingError(
+            "mlflow is true, but MLflow is not installed. Install it with "
+            "`pip install 'medvae3d[mlflow]'`, or leave mlflow=true out."
+        )
+    if uri.startswith(SQLITE):
+        Path(uri.removeprefix(SQLITE)).parent.mkdir(parents=True, exist_ok=True)
+
+    def is_logged(engine: Any, step: int) -> bool:
+        return step % every_steps == 0
+
+    is_trainer = every_steps > 0
+    return MLFlowHandler(
+        tracking_uri=uri,
+        iteration_log=is_logged if is_trainer else False,
+        epoch_log=not is_trainer,
+        output_transform=lambda output: output,
+        experiment_name=EXPERIMENT,
+        run_name=Path(run).resolve().name,
+        close_on_complete=is_trainer,
+    )
