@@ -118,7 +118,7 @@ def _require_each(
                 f"case; at least one has to have it. Add one, or train on the other channels."
             )
     for case in cases:
-        if all(item is None for item in case.channels[: len(channels)]):
+        if channels and all(item is None for item in case.channels[: len(channels)]):
             raise DataListError(
                 f"{datalist.path}: case {case.case} has none of the {len(channels)} channels that "
                 f"the model reads. Take it out, or add one of them."
