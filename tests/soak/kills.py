@@ -162,7 +162,6 @@ GENERATION_AIMS = {
     "between mask and record": renaming("3.json", after=False),
     "half the data list": half_of("dataset.json"),
     "half the picture": half_of("preview.png"),
-    "before the options are kept": renaming("options.json", after=False),
 }
 
 
