@@ -111,10 +111,13 @@ def _windows() -> dict[str, Any]:
 
 
 def _inference() -> dict[str, Any]:
-    loaded = "$[label.LoadHostd('image')] + preparation.case_transforms(@channels, @spacing, None)"
+    prepared = "preparation.case_transforms(@channels, @spacing, None, is_loaded=True)"
     saved = {"output_dir": "@output_dir", "resample": False, "separate_folder": False}
     return {
-        "preprocessing": {"_target_": "Compose", "transforms": f"{loaded}[1:]"},
+        "preprocessing": {
+            "_target_": "Compose",
+            "transforms": f"$[label.LoadHostd('image')] + {prepared}",
+        },
         "dataset": {
             "_target_": "Dataset",
             "data": "$preparation.read_items(@datalist, 'testing', optional=True)",

@@ -199,12 +199,17 @@ class Observedd(MapTransform):
         return changed
 
 
+def _loading(keys: Sequence[str], missing: Mapping[str, Any]) -> list[Transform]:
+    return [SoundFilesd(keys, **missing), LoadImaged(keys, reader=READERS, **missing)]  # type: ignore[arg-type]
+
+
 def case_transforms(
     channels: Sequence[Mapping[str, Any]],
     spacing: Sequence[float],
     spatial_shape: Sequence[int] | None,
     labels: Mapping[str, int] | None = None,
     allow_missing_images: bool = False,
+    is_loaded: bool = False,
 ) -> list[Transform]:
     """Lists the transforms from files to a normalised image and its mask on the model's grid.
 
@@ -219,13 +224,13 @@ def case_transforms(
         spatial_shape: Voxels of the result; ``None`` keeps what spacing gives.
         labels: Names and values of the mask; without them only the image is prepared.
         allow_missing_images: Whether cases may have a mask alone.
+        is_loaded: Whether the volumes are read already, by a transform of one's own.
     """
     missing: dict[str, Any] = {"allow_missing_keys": allow_missing_images}
     image, mask = ["image"], ["label"] if labels else []
     every = [*image, *mask]
     steps: list[Transform] = [
-        SoundFilesd(every, **missing),
-        LoadImaged(every, reader=READERS, **missing),  # type: ignore[arg-type]
+        *([] if is_loaded else _loading(every, missing)),
         EnsureChannelFirstd(every, **missing),
         MissingChannelsd(image, **missing),
         FirstChannelsd(image, len(channels), **missing),
