@@ -102,9 +102,14 @@ def test_some_hostile_volumes_are_refused(runner, corpus, good, tmp_path, name):
     assert {key: found for key, found in faults.items() if found} == {}
 
 
+# A report goes on without what it cannot use, so that each file costs a report: of these calls
+# the quick sample has to do.
+ALL_FILES = [name for name in LIST_CALLS if not name.startswith("evaluate")]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("name", LIST_CALLS)
+@pytest.mark.parametrize("name", ALL_FILES)
 def test_every_hostile_list_and_volume_is_refused(runner, corpus, good, tmp_path, name):
     faults = {p.name: faults_of_list(runner, name, p, tmp_path, good) for p in corpus}
     assert {key: found for key, found in faults.items() if found} == {}
