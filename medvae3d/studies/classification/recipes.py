@@ -1,13 +1,13 @@
 r"""How the generators of a study are trained, on images alone.
 
-===============  ==============================================================================
-``bound``        the evidence bound
-``riemannian``   the same, whose flow and metric learn from half of the steps on
-``disc_vae``     the bound in the place of a GAN's generator, its scores from a fifth on
-``gan``          a generator without an encoder, and a discriminator
-``noise_gan``    half of the steps a VAE, then a GAN from its fitted prior or the standard normal
+=======================  ===========================================================================
+``bound``                the evidence bound
+``riemannian``           the same, whose flow and metric learn from half of the steps on
+``disc_vae``             the bound in the place of a GAN's generator, its scores from a fifth on
+``gan``                  a generator without an encoder, and a discriminator
+``noise_gan``            half of the steps a VAE, then a GAN from its fitted prior or a normal one
 ``noise_gan_posterior``  the same, from the posteriors of the training images
-===============  ==============================================================================
+=======================  ===========================================================================
 
 The objectives and players are those of the systems of the same names
 (`medvae3d.models.systems`); images have no mask here, so discriminators see a blank one on both
