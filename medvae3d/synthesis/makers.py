@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -126,7 +127,7 @@ def exact_float32() -> AbstractContextManager[object]:
     return flags
 
 
-class Maker:
+class Maker(ABC):
     """What all kinds have in common; abstract.
 
     Args:
@@ -169,9 +170,9 @@ class Maker:
         self.given: NDArray[np.uint8] | None = None
         prepare(network, device)
 
+    @abstractmethod
     def fill(self, drafts: Sequence[Draft], size: int) -> None:
         """Gives drafts their labels and images, decoded in batches of exactly ``size`` rows."""
-        raise NotImplementedError
 
     def drafts(self, indices: Sequence[int], attempt: int) -> list[Draft]:
         """Begins samples: a generator each, and what it is asked to be."""

@@ -362,11 +362,10 @@ def test_card_has_the_sections_of_the_model_zoo(name: str) -> None:
     assert "TorchScript" in card and "TensorRT" in card and "not clinical" in card
 
 
-@every
-@pytest.mark.parametrize("page", ["card", "how-to"])
+@pytest.mark.parametrize(
+    ("name", "page"), [*((name, "card") for name in NAMES), ("sts_petct_hvae", "how-to")]
+)
 def test_commands_name_files_and_settings_that_exist(name: str, page: str) -> None:
-    if page == "how-to" and name != "sts_petct_hvae":
-        pytest.skip("the page shows that bundle")
     path = BUNDLES / name / "docs" / "README.md"
     path = BUNDLES.parent / "docs" / "how-to" / "bundles.md" if page == "how-to" else path
     card = path.read_text()

@@ -102,8 +102,8 @@ def test_some_hostile_volumes_are_refused(runner, corpus, good, tmp_path, name):
     assert {key: found for key, found in faults.items() if found} == {}
 
 
-# A report, and a study of given samples, go on without what they cannot use, so each file costs
-# one of these: of such calls the quick sample has to do.
+# Not all files pass here: a report names no file where memory does not suffice, and it costs one
+# report a file. See docs/concepts/security.md; of these calls there is the quick sample.
 COSTLY = ("evaluate", "study classification --samples")
 ALL_FILES = [name for name in LIST_CALLS if not name.startswith(COSTLY)]
 
