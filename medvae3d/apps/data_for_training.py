@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from medvae3d.data.attributes import CLASS
 from medvae3d.data.datalists import DataList, require_all_channels, require_class
-from medvae3d.data.integrity import CaseReport, IntegrityReport, check
+from medvae3d.data.integrity import CaseReport, Finding, IntegrityReport, check
 from medvae3d.data.intensity import intensity_from_config
 from medvae3d.errors import DataListError, IntensityError, UnreadableFileError
 
@@ -76,30 +76,44 @@ def require_trainable(
     return [f"note: {finding.text}" for finding in others]
 
 
-def require_clean(report: IntegrityReport) -> None:
-    """Refuses cases for training and validation that cannot be read, or cannot be right.
+def require_clean(
+    report: IntegrityReport,
+    splits: Collection[str] = READ_IN_TRAINING,
+    kinds: Collection[str] = FATAL,
+) -> None:
+    """Refuses cases that cannot be read, or cannot be right.
+
+    Args:
+        report: What a pass over the cases has found.
+        splits: Splits that are looked at.
+        kinds: Kinds of findings that are refused.
 
     Raises:
         UnreadableFileError: If a file cannot be read.
         DataListError: If there is a finding that training cannot live with.
     """
-    unreadable = [f for f in report.unreadable if _is_fatal(report, f)]
-    findings = [f for f in report.findings if _is_fatal(report, f)]
+    unreadable = [f for f in report.unreadable if _is_fatal(report, f, splits, kinds)]
+    findings = [f for f in report.findings if _is_fatal(report, f, splits, kinds)]
     for faults, kind in ((unreadable, UnreadableFileError), (findings, DataListError)):
         if faults:
             shown = " ".join(fault.text for fault in faults[:SHOWN])
             raise kind(
-                f"{len(faults)} things are wrong with the training cases: {shown} "
+                f"{len(faults)} things are wrong with the cases: {shown} "
                 f"`medvae3d data check` lists all of them."
                 if len(faults) > 1
                 else shown
             )
 
 
-def _is_fatal(report: IntegrityReport, finding: Any) -> bool:
-    splits = {case.split for case in report.cases if case.case == finding.case}
-    is_read = bool(splits & set(READ_IN_TRAINING))
-    return is_read and (finding in report.unreadable or finding.kind in FATAL)
+def _is_fatal(
+    report: IntegrityReport,
+    finding: Finding,
+    splits: Collection[str] = READ_IN_TRAINING,
+    kinds: Collection[str] = FATAL,
+) -> bool:
+    found = {case.split for case in report.cases if case.case == finding.case}
+    is_read = not found.isdisjoint(splits)
+    return is_read and (finding in report.unreadable or finding.kind in kinds)
 
 
 def _require_each(

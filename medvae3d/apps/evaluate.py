@@ -23,7 +23,7 @@ from typing import Any
 
 from medvae3d import __version__
 from medvae3d.apps.console import Stopwatch
-from medvae3d.apps.evaluate_cases import Frame, Read
+from medvae3d.apps.evaluate_cases import LEFT_OUT, Frame, Read
 from medvae3d.apps.evaluate_lists import (
     CaseList,
     choose,
@@ -142,6 +142,7 @@ def evaluate(
             names, seed, bundle, lpips,
         )  # fmt: skip
         read = work.read(bar.reading)
+        _require_reference(read, reference)
         judged = work.judged(read, model)
         times = {"reading": watch.seconds}
         found = {}
@@ -177,6 +178,21 @@ def evaluate(
         if kept_list is not None:
             _write_kept(found["agreement"], judged, read.lists["synthetic"], Path(kept_list))
     return content
+
+
+def _require_reference(read: Read, reference: str | Path | None) -> None:
+    """Refuses a reference that was asked for and cannot be compared with the other cases.
+
+    Raises:
+        DataListError: If it was left out.
+    """
+    if reference is None or "reference" in read.sets:
+        return
+    why = [text.removeprefix(LEFT_OUT) for text in read.warnings if text.startswith(LEFT_OUT)]
+    raise DataListError(
+        f"--reference {reference} cannot be compared with the other cases: {' '.join(why)}. "
+        f"Correct it, or leave out --reference."
+    )
 
 
 def _write_kept(section: Section, judged: Judged, listed: CaseList, path: Path) -> None:

@@ -45,6 +45,7 @@ IMAGE, MASK = "image", "mask"
 WORKING_COPIES = 2.0
 INTENSITIES = ("range", "percentile")
 NO_IMAGE = "no image"
+LEFT_OUT = "the reference was left out: "
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def read_sets(
     if shape is None:
         shape = np.max([resampled_shape(header, spacing) for header in real], axis=0).tolist()
     size = tuple(int(n) for n in shape)
-    _require_memory(lists, size, len(channels), spacing)
+    _require_memory(lists, size, len(channels), spacing, _largest(lists["real"], real))
     raw = read_lists(lists, spacing, tell or _silent, has_images=IMAGE not in blocked)
     told += raw.warnings
     names, values = _fitting_labels(raw, labels, told, blocked)
@@ -176,7 +177,7 @@ def _fitting_channels(
         except DataListError as fault:
             blocked[IMAGE] = str(fault)
             return lists, (NO_IMAGE,)
-        told.append(f"the reference was left out: {str(error).rstrip('.')}")
+        told.append(f"{LEFT_OUT}{str(error).rstrip('.')}")
         return others, channels
 
 
@@ -206,7 +207,7 @@ def _fitting_labels(
             return (), ()
         for part in (raw.items, raw.lists, raw.hashes):
             part.pop("reference", None)
-        told.append(f"the reference was left out: {str(error).rstrip('.')}")
+        told.append(f"{LEFT_OUT}{str(error).rstrip('.')}")
         return found
 
 
@@ -249,6 +250,7 @@ def _require_memory(
     shape: Sequence[int],
     channels: int,
     spacing: Sequence[float],
+    largest: str,
 ) -> None:
     count = sum(len(each.cases) for each in lists.values())
     wanted = count * float(np.prod(shape)) * 4 * (channels + 3) * WORKING_COPIES
@@ -258,12 +260,19 @@ def _require_memory(
     share = 0.9 * limit / wanted
     coarser = ",".join(f"{size * share ** (-1 / 3):.3g}" for size in spacing)
     smaller = ",".join(str(max(8, int(n * share ** (1 / 3)))) for n in shape)
+    most = max(2, int(min(len(each.cases) for each in lists.values()) * share))
     raise SettingError(
         f"{count} cases of {' x '.join(map(str, shape))} voxels with {channels} channels need "
-        f"about {wanted / 2**30:.1f} GiB, and {limit / 2**30:.1f} GiB are free. Judge fewer cases "
-        f"with --most {max(2, int(min(len(each.cases) for each in lists.values()) * share))}, or "
-        f"larger voxels with --spacing {coarser}, or the middle of each with --shape {smaller}."
+        f"about {wanted / 2**30:.1f} GiB, and {limit / 2**30:.1f} GiB are free; the largest real "
+        f"case is {largest}. Judge fewer cases with --most {most}, or larger voxels with "
+        f"--spacing {coarser}, or the middle of each with --shape {smaller}."
     )
+
+
+def _largest(listed: CaseList, headers: Sequence[Header]) -> str:
+    """The image of the case that takes most space; the common grid is as large along each axis."""
+    sizes = [float(np.prod(np.multiply(each.shape, each.spacing))) for each in headers]
+    return str(listed.cases[int(np.argmax(sizes))].files[0])
 
 
 def available_bytes() -> float:

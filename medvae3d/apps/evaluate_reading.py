@@ -20,7 +20,7 @@ from monai.transforms import Orientationd
 from medvae3d.apps.evaluate_lists import CaseList
 from medvae3d.data.datalists import Case
 from medvae3d.data.manifests import sha256_of
-from medvae3d.data.nifti import grid_of, read_header, stored_shape
+from medvae3d.data.nifti import enough_memory, grid_of, read_header, stored_shape
 from medvae3d.data.transforms import LabelSpacingd, SafeSpacingd
 from medvae3d.data.volumes import Volume, read_mask, read_volume
 from medvae3d.errors import DataListError, GridMismatchError
@@ -97,15 +97,17 @@ def read_lists(
             for file in case.files:
                 digest.update(f"{sha256_of(file)}  {file.name}\n".encode())
             try:
-                item, off_image = _read_case(case)
+                with enough_memory(f"case {case.name} ({case.files[0]})"):
+                    item, off_image = _read_case(case)
             except GridMismatchError as error:
                 apart[case.name] = str(error)
                 continue
             if off_image:
                 off[case.name] = off_image
-            inside = np.unique(item["label"].numpy()).astype(int).tolist()
+            with enough_memory(f"case {case.name} ({case.files[0]})"):
+                inside = np.unique(item["label"].numpy()).astype(int).tolist()
+                items.append(_resampled(item, spacing, inside, has_images))
             values.update(inside)
-            items.append(_resampled(item, spacing, inside, has_images))
             kept.append(case)
         if apart and not kept:
             raise GridMismatchError(next(iter(apart.values())))

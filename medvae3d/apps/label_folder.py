@@ -21,7 +21,7 @@ __all__ = ["SyntheticDataApp"]
 # Of a bundle: what its own runs leave is not its own.
 # A server trains further, so the hash of the weights will not be theirs for long.
 LEFT_OUT = shutil.ignore_patterns(
-    "eval", "__pycache__", "train_state.pt", "run.json", "model.pt.sha256"
+    "eval", "__pycache__", "train_state.pt", "run.json", "cases.json", "model.pt.sha256"
 )
 
 

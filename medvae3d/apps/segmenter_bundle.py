@@ -284,7 +284,7 @@ def _training() -> dict[str, Any]:
                 },
             ],
             "trainer": {
-                "_target_": "SupervisedTrainer",
+                "_target_": "medvae3d.training.holding.HeldSupervisedTrainer",
                 "device": "@device",
                 "max_epochs": "@max_epochs",
                 "epoch_length": "@epoch_length",

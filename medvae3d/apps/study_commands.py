@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -208,6 +207,7 @@ def zoo(
         )
     ]  # fmt: skip
     from medvae3d.apps.study_zoo import ZooOptions, zoo_study
+    from medvae3d.studies.cells import read_object
 
     options = ZooOptions(
         like=like,
@@ -225,7 +225,7 @@ def zoo(
             datalist, out, names, options, say=notice, report=in_lines(advance, "cell")
         )
     if as_json:
-        found = [json.loads(path.read_text()) for path in sorted((out / "cells").glob("*.json"))]
+        found = [read_object(path) for path in sorted((out / "cells").glob("*.json"))]
         say_json({"cells": found, "done": done, "wanted": wanted})
     else:
         say(table)

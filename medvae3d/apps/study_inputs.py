@@ -14,6 +14,7 @@ from typing import Any
 
 from medvae3d.apps.bundle import RECIPE_IDS, Bundle, find_bundle, load_bundle
 from medvae3d.apps.bundle_files import content, parser_of
+from medvae3d.apps.data_for_training import require_clean
 from medvae3d.apps.settings import changed, parse_changes, read_settings
 from medvae3d.apps.trained import RUN_FILE, SHARED
 from medvae3d.apps.training import train
@@ -24,6 +25,7 @@ from medvae3d.data.datalists import (
     require_all_channels,
     write_datalist,
 )
+from medvae3d.data.integrity import check
 from medvae3d.data.nifti import grid_of, read_header
 from medvae3d.errors import BundleError, DataListError, SettingError
 from medvae3d.files import load_json
@@ -133,8 +135,8 @@ def read_real_cases(datalist: str | Path, split: str, seed: int) -> RealCases:
         seed: Seed of the order in which training cases are taken.
 
     Raises:
-        DataListError: If a split has no case with image and label, a name stands for two cases, or
-            a patient is in both.
+        DataListError: If a split has no case with image and label, a name stands for two cases, a
+            patient is in both, or an image is the same everywhere.
         GridMismatchError: If a mask or a channel lies elsewhere than the first image.
         SettingError: If the split cannot be judged.
     """
@@ -168,7 +170,11 @@ def read_real_cases(datalist: str | Path, split: str, seed: int) -> RealCases:
             f"one split."
         )
     training = parts["training"]
-    _require_on_images((*training, *parts[split]))
+    cases = (*training, *parts[split])
+    _require_on_images(cases)
+    images = tuple(replace(case, label=None) for case in cases)
+    # In an image without contrast nothing can be found, whatever a segmenter has learned.
+    require_clean(check(replace(listed, cases=images)), ("training", split), ("constant", "nan"))
     order = nested_order(len(training), seed)
     return RealCases(tuple(training[row] for row in order), parts[split], listed)
 

@@ -23,12 +23,12 @@ from medvae3d.apps.study_inputs import (
 from medvae3d.apps.study_options import SegmentationOptions
 from medvae3d.data.datalists import as_monai
 from medvae3d.data.volumes import write_bytes
-from medvae3d.errors import DataListError
+from medvae3d.errors import DataListError, OutputError
 from medvae3d.evaluation.cases import MIN_VOXELS
 from medvae3d.seeding import derive_seed
 from medvae3d.spreading import rank_and_world
 from medvae3d.studies.case_form import CaseForm
-from medvae3d.studies.cells import Cell, wait_for
+from medvae3d.studies.cells import Cell, read_object, wait_for
 from medvae3d.studies.segmentation import ONLY, SYNTHETIC, SampleSet, SegmentationWork, wanted_extra
 
 # Samples made for each one that is needed, where a filter leaves some out.
@@ -77,7 +77,13 @@ class Supply:
         self._shared(wanted, self._sample_marker, self._sample)
         made: dict[Key, SampleSet] = {}
         for key in wanted:
-            count = json.loads(self._sample_marker(key).read_text(encoding="utf-8"))["count"]
+            marker = self._sample_marker(key)
+            count = read_object(marker).get("count")
+            if not isinstance(count, int):
+                raise OutputError(
+                    f"{marker} does not say how many samples there are. Delete it, and they are "
+                    f"looked at again."
+                )
             made[key] = SampleSet(self._samples_of(key) / "dataset.json", count)
         return made
 
@@ -87,7 +93,7 @@ class Supply:
         for part in ("generators", "samples"):
             for path in sorted((self.folder / part).rglob("*.done.json")):
                 name = path.relative_to(self.folder).as_posix().removesuffix(".done.json")
-                found[name] = json.loads(path.read_text(encoding="utf-8"))
+                found[name] = read_object(path)
         return found
 
     def _shared(

@@ -28,7 +28,7 @@ from medvae3d.apps.trust import is_trusting, require_trusted, trusting
 from medvae3d.data.datalists import read_datalist, require_all_channels
 from medvae3d.data.integrity import check
 from medvae3d.data.volumes import write_bytes
-from medvae3d.errors import MedvaeError, SettingError
+from medvae3d.errors import MedvaeError, OutputError, SettingError
 from medvae3d.evaluation.baselines import CasePCA
 from medvae3d.evaluation.cases import Cases, framed_as, spread
 from medvae3d.evaluation.comparison import DISTANCES, SAME, compare, prepare
@@ -46,6 +46,7 @@ from medvae3d.studies.cells import (
     cells_csv,
     held_study,
     read_cell,
+    read_object,
     require_same_settings,
     run_cells,
 )
@@ -236,7 +237,13 @@ class ZooWork:
             # Kilobytes on Linux.
             found["memory_gb"] = usage.ru_maxrss * 1024 / 1e9
             write_bytes(root / TIMING, json.dumps(found).encode() + b"\n")
-        timing = json.loads((root / TIMING).read_text())
+        timing = read_object(root / TIMING)
+        names = ("parameters", "cpu_seconds_a_step", "seconds_a_step")
+        if not all(isinstance(timing.get(name), int | float) for name in names):
+            raise OutputError(
+                f"{root / TIMING} does not hold {', '.join(names)}. Delete {root}, and the model "
+                f"is trained again."
+            )
         return {
             "parameters": timing["parameters"] / 1e6,
             "cpu_seconds_a_step": timing["cpu_seconds_a_step"],

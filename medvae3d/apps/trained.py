@@ -18,9 +18,11 @@ from medvae3d.apps.bundle_files import read_json
 from medvae3d.data.datalists import SPLITS, DataList
 from medvae3d.data.nifti import write_bytes
 from medvae3d.errors import OutputError, SettingError
-from medvae3d.files import load_json
+from medvae3d.files import json_bytes, load_json
 
 RUN_FILE = "run.json"
+CASES_FILE = "cases.json"
+"""What was in each file of the cases when the run began."""
 LACKING = "training_cases_lacking_a_channel"
 """Entry of that file with their number, where there were any."""
 # Stands in a folder until all of its bundle but the weights is written.
@@ -63,6 +65,27 @@ def read_run(folder: Path) -> dict[str, Any] | None:
     return content
 
 
+def read_contents(folder: Path) -> dict[str, Any]:
+    """What was in each file of the cases when the run began; nothing if it was not written down.
+
+    Raises:
+        OutputError: If what was written down cannot be read.
+    """
+    path = folder / CASES_FILE
+    try:
+        content = load_json(path)
+    except FileNotFoundError:  # a run of an earlier version
+        return {}
+    except (OSError, ValueError) as error:
+        content = error
+    if not isinstance(content, dict):
+        raise OutputError(
+            f"{path} cannot be read as what a run knows of its cases: {content}. Restore it, or "
+            f"delete it to go on without comparing the cases with those that the run began with."
+        )
+    return content
+
+
 def write_run(folder: Path, run: Mapping[str, Any]) -> None:
     """Writes what is known of a run."""
     write_bytes(folder / RUN_FILE, pretty(run))
@@ -101,6 +124,7 @@ def write_bundle(
     original: Mapping[str, Any],
     datalist: DataList,
     run: Mapping[str, Any],
+    contents: Mapping[str, Any],
     *,
     name: str,
 ) -> None:
@@ -115,6 +139,7 @@ def write_bundle(
         original: The same without changes.
         datalist: The cases.
         run: What is known of the run.
+        contents: What is in the files of the cases, see `medvae3d.data.stamps`.
         name: What the bundle is called in the end.
     """
     mark = folder / BEGINNING
@@ -145,6 +170,7 @@ def write_bundle(
     (folder / "docs" / "data_license.txt").write_text(f"1. {terms}\n", encoding="utf-8")
     card = _card(name, source.name, datalist, terms, run)
     (folder / "docs" / "README.md").write_text(card, encoding="utf-8")
+    write_bytes(folder / CASES_FILE, json_bytes(contents, 0))
     write_run(folder, run)
     mark.unlink()
 

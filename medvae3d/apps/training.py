@@ -32,11 +32,26 @@ from medvae3d.apps.settings import changed, parse_changes, read_settings
 from medvae3d.apps.sources import is_system, require_source
 from medvae3d.apps.surroundings import Reporter, Say, own_errors, quiet, stopping
 from medvae3d.apps.systems import write_system_bundle
-from medvae3d.apps.trained import LACKING, read_run, require_same_run, write_bundle, write_run
+from medvae3d.apps.trained import (
+    LACKING,
+    read_contents,
+    read_run,
+    require_same_run,
+    write_bundle,
+    write_run,
+)
 from medvae3d.apps.trust import require_trusted
 from medvae3d.data.datalists import SPLITS, DataList, read_datalist
 from medvae3d.data.integrity import check
 from medvae3d.data.locks import sole_writer
+from medvae3d.data.stamps import (
+    Stamps,
+    changed_files,
+    contents_of,
+    require_same_contents,
+    require_unchanged,
+    stamps_of,
+)
 from medvae3d.errors import MedvaeError, MemoryLimitError, OutputError, causes
 from medvae3d.exhaustion import first_line, is_out_of_memory
 from medvae3d.training.trouble import LatentWatch, TrainingWatch
@@ -107,6 +122,11 @@ def train(
             f"on with it, or choose another folder for --out."
         )
     listed = read_datalist(datalist)
+    if found is not None and not found.get("finished"):
+        require_same_contents(read_contents(folder), listed, listed.root)
+    stamps: Stamps = {}
+    for case in listed:
+        stamps |= stamps_of(case)
     asked: dict[str, Any] = {
         "bundle": None if found is not None and source == folder.resolve() else source.name,
         "like": None if like is None else Path(like).name,
@@ -135,7 +155,8 @@ def train(
             run |= _circumstances(listed)
             for line in require_trainable(listed, settings, None if like else report):
                 say(line)
-            parts = (source, settings, read_settings(source), listed, run)
+            contents = contents_of(listed, listed.root)
+            parts = (source, settings, read_settings(source), listed, run, contents)
         else:
             settings = read_settings(folder)
             parsed = parse_changes(changes, settings)
@@ -156,7 +177,13 @@ def train(
             job.folder_for(parts),
         ):
             job.prepare()
+            require_unchanged(stamps)
             outcome = job.run()
+            for path in changed_files(stamps):
+                say(
+                    f"note: {path} has changed or gone since the training began; what was learned "
+                    f"is of what it held before"
+                )
     if outcome.signal is None:
         write_run(folder, {**run, "finished": True})
     return outcome

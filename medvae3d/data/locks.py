@@ -16,6 +16,7 @@ from medvae3d.errors import OutputError
 
 # What a file is written to before it takes its name; see `medvae3d.data.nifti.write_bytes`.
 PART = re.compile(r"\..+\.\d+-\d+\.tmp")
+ANOTHER_FOLDER = "choose another folder for --out"
 
 _open: set[int] = set()
 
@@ -65,12 +66,15 @@ def take(handle: int, *, wait: bool = False) -> bool | None:
 
 
 @contextmanager
-def sole_writer(folder: Path, *, clear: bool = True) -> Iterator[None]:
+def sole_writer(
+    folder: Path, *, clear: bool = True, advice: str = ANOTHER_FOLDER
+) -> Iterator[None]:
     """Holds a folder for this process.
 
     Args:
         folder: A folder that exists.
         clear: Whether to take away files that killed processes were writing in it.
+        advice: What to do if another process holds it, other than waiting.
 
     Raises:
         OutputError: If another process holds it.
@@ -78,7 +82,7 @@ def sole_writer(folder: Path, *, clear: bool = True) -> Iterator[None]:
     with opened(folder) as handle:
         is_mine = take(handle)
         if is_mine is False:
-            raise busy(folder)
+            raise busy(folder, advice)
         for path in folder.rglob(".*.tmp") if is_mine and clear else ():
             if PART.fullmatch(path.name):
                 path.unlink(missing_ok=True)
@@ -93,12 +97,15 @@ def in_turn(folder: Path) -> Iterator[bool]:
 
 
 @contextmanager
-def held_folder(folder: Path, *, clear: bool = True) -> Iterator[None]:
+def held_folder(
+    folder: Path, *, clear: bool = True, advice: str = ANOTHER_FOLDER
+) -> Iterator[None]:
     """Makes a folder if needed and holds it; what was made goes again if it stays empty.
 
     Args:
         folder: The folder.
         clear: See `sole_writer`.
+        advice: See `sole_writer`.
 
     Raises:
         OutputError: If it cannot be made, or another process holds it.
@@ -106,17 +113,16 @@ def held_folder(folder: Path, *, clear: bool = True) -> Iterator[None]:
     made = missing(folder)
     try:
         make(folder)
-        with sole_writer(folder, clear=clear):
+        with sole_writer(folder, clear=clear, advice=advice):
             yield
     finally:
         remove_empty(made)
 
 
-def busy(folder: Path) -> OutputError:
+def busy(folder: Path, advice: str = ANOTHER_FOLDER) -> OutputError:
     """What is said when another process writes a folder."""
     return OutputError(
-        f"{folder} is being written by another process. Wait until it has ended, or choose "
-        f"another folder for --out."
+        f"{folder} is being written by another process. Wait until it has ended, or {advice}."
     )
 
 

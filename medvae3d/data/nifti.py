@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, cast
 import nibabel as nib
 import numpy as np
 
-from medvae3d.errors import GridError, MedvaeError, OutputError, UnreadableFileError
+from medvae3d.errors import GridError, MedvaeError, OutputError, UnreadableFileError, causes
+from medvae3d.exhaustion import is_out_of_memory
 from medvae3d.files import require_regular
 from medvae3d.geometry import Grid, Triple
 
@@ -81,7 +82,11 @@ def enough_memory(name: str) -> Iterator[None]:
     """
     try:
         yield
-    except MemoryError as error:
+    except Exception as error:
+        chain = list(causes(error))  # MONAI wraps what goes wrong in a transform
+        is_told = any(isinstance(each, MedvaeError) for each in chain)
+        if is_told or not any(map(is_out_of_memory, chain)):
+            raise
         raise UnreadableFileError(
             f"{name} does not fit into the memory that is free. Crop it or resample it to larger "
             f"voxels, or close other programs."

@@ -1,18 +1,24 @@
 """Whether files are still those that a training began with.
 
 Cases that do not fit into memory are read again and again while a model trains. A file that was
-replaced meanwhile would be learned from in silence, and the run could not be repeated.
+replaced meanwhile would be learned from in silence, and the run could not be repeated. The same
+goes for a file that was replaced before a run goes on: for that, what was in each file is written
+down when the run begins.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from medvae3d.data.datalists import Case
 from medvae3d.errors import UnreadableFileError
+from medvae3d.files import sha256_of
+
+Contents: TypeAlias = dict[str, list[Any]]
+"""Size in bytes, time of the last change in nanoseconds and SHA-256, by path from a folder."""
 
 Stamps: TypeAlias = dict[Path, tuple[int, int]]
 """Size in bytes and time of the last change in nanoseconds, by file; absent files are left out."""
@@ -52,6 +58,61 @@ def require_unchanged(before: Stamps) -> None:
                 f"{now.st_size}, written at another time. Put the old file back and add --resume, "
                 f"or train anew in another folder."
             )
+
+
+def changed_files(before: Stamps) -> list[Path]:
+    """Files that have another size or time of change than they had, or are gone."""
+    found = []
+    for path, stamp in before.items():
+        try:
+            now = path.stat()
+        except OSError:
+            found.append(path)
+            continue
+        if (now.st_size, now.st_mtime_ns) != stamp:
+            found.append(path)
+    return found
+
+
+def contents_of(cases: Iterable[Case], root: Path) -> Contents:
+    """What is in the files of cases, by their paths from a folder.
+
+    Args:
+        cases: The cases; all their files exist.
+        root: The folder.
+    """
+    found: Contents = {}
+    for case in cases:
+        for path, (size, changed) in stamps_of(case).items():
+            found[os.path.relpath(path, root)] = [size, changed, sha256_of(path)]
+    return found
+
+
+def require_same_contents(before: Mapping[str, Any], cases: Iterable[Case], root: Path) -> None:
+    """Refuses files that hold something else than they did; of each, as little is read as needed.
+
+    A file of the same size and time of change is taken to be the same. One of another time is read
+    and compared by its hash, so that copies and files that were only touched are let through.
+
+    Args:
+        before: What `contents_of` said, perhaps read from a file.
+        cases: The cases as they are now; files that were not among those before are let through.
+        root: The folder that paths start from.
+
+    Raises:
+        UnreadableFileError: If a file has changed.
+    """
+    for case in cases:
+        for path, (size, changed) in stamps_of(case).items():
+            known = before.get(os.path.relpath(path, root))
+            if not isinstance(known, list) or len(known) != 3 or known[:2] == [size, changed]:
+                continue
+            if known[0] != size or known[2] != sha256_of(path):
+                raise UnreadableFileError(
+                    f"{path} is not what it was when the run began: it had {known[0]} bytes with "
+                    f"the SHA-256 {str(known[2])[:16]}..., and has {size} others. Put the old file "
+                    f"back to go on, or train anew in another folder."
+                )
 
 
 def _files(case: Case | Mapping[str, Any]) -> Iterator[Path]:

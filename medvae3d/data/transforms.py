@@ -7,7 +7,8 @@ what a host's voxels were.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from medvae3d.data.datalists import MISSING
 from medvae3d.data.intensity import IntensityChannels
-from medvae3d.errors import GridError, LabelError, SettingError
+from medvae3d.errors import GridError, IntensityError, LabelError, SettingError
 
 PARAMS_KEY = "intensity_params"
 PadCropd = ResizeWithPadOrCropd  # its inverse puts every voxel back, bit for bit
@@ -320,7 +321,8 @@ class NormalizeChannelsd(MapTransform, InvertibleTransform):
                 file = getattr(image, "meta", {}).get("filename_or_obj", "")
                 self.intensities.check(native, what=f"{key} {file}".strip(), missing=missing)
             inside = None if mask is None else mask.as_subclass(Tensor)
-            normalised, params = self.intensities.normalize_with(native, inside, missing)
+            with _named(image):
+                normalised, params = self.intensities.normalize_with(native, inside, missing)
             if isinstance(image, MetaTensor):
                 normalised = MetaTensor(
                     normalised,
@@ -340,6 +342,18 @@ class NormalizeChannelsd(MapTransform, InvertibleTransform):
             params = self.pop_transform(changed[key])["extra_info"][PARAMS_KEY]
             changed[key] = _denormalised(changed[key], self.intensities, params)
         return changed
+
+
+@contextmanager
+def _named(image: Any) -> Iterator[None]:
+    """Puts the file of an image before what is wrong with its values."""
+    try:
+        yield
+    except IntensityError as error:
+        file = str(getattr(image, "meta", {}).get("filename_or_obj", ""))
+        if not file or file in str(error):
+            raise
+        raise IntensityError(f"{file}: {error}") from error
 
 
 class DenormalizeChannelsd(MapTransform):

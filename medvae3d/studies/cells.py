@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -90,7 +91,7 @@ def require_same_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     if rank_and_world()[0]:  # the first rank says what the folder is
         wait_for([path])
     if path.is_file():
-        found = _read(path)
+        found = read_object(path)
         for key in sorted({*found, *wanted}):
             if found.get(key) != wanted.get(key):
                 raise SettingError(
@@ -118,11 +119,33 @@ def read_cell(folder: Path, cell: Cell) -> dict[str, Any] | None:
     path = cell_file(folder, cell)
     if not path.is_file():
         return None
-    return _read(path)
+    content = read_object(path)
+    if not _is_result(content):
+        raise OutputError(
+            f"{path} does not hold the numbers of a cell (means, scores, seconds). Delete it, and "
+            f"the cell is done again."
+        )
+    return content
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON object that a study has written."""
+def _is_result(content: Mapping[str, Any]) -> bool:
+    """Whether what is added up over cells is there, and numbers."""
+    scores, p = content.get("scores", {}), content.get("p", [])
+    if not isinstance(scores, dict) or not isinstance(p, list):
+        return False
+    rows = [content.get("means"), *scores.values()]
+    if not all(isinstance(row, dict) for row in rows):
+        return False
+    numbers = [content.get("seconds"), *p, *(each for row in rows for each in row.values())]
+    return all(n is None or (isinstance(n, int | float) and math.isfinite(n)) for n in numbers)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object that a study has written.
+
+    Raises:
+        OutputError: If it is none.
+    """
     try:
         content = load_json(path)
     except (OSError, ValueError) as error:

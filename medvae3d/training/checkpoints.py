@@ -18,7 +18,8 @@ import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
 
-from medvae3d.errors import BundleError, OutputError, SettingError, causes
+from medvae3d.errors import BundleError, MedvaeError, OutputError, SettingError, causes
+from medvae3d.exhaustion import first_line
 from medvae3d.models.weights import read_tensors
 from medvae3d.training.ema import ExponentialMovingAverage
 from medvae3d.training.players import Player
@@ -154,17 +155,36 @@ class TrainStateSaver:
 
         Raises:
             SettingError: If the file is of another run.
+            BundleError: If it is damaged.
         """
         if not (self.resume and self.path.exists()):
             return
         state = load_state(self.path)
-        found, wanted = set(state.get("players", {})), {player.name for player in self.players}
+        try:
+            self._take(state, engine)
+        except MedvaeError:
+            raise
+        except Exception as error:  # torch, too, raises many types for what is not a state
+            raise BundleError(
+                f"{self.path} is no whole state of a training ({type(error).__name__}: "
+                f"{first_line(error)}). Restore the file, or train anew in another folder."
+            ) from error
+        engine.logger.info(f"resumed after step {engine.state.iteration} from {self.path}")
+
+    def _take(self, state: dict[str, Any], engine: Any) -> None:
+        found, wanted = set(state["players"]), {player.name for player in self.players}
         if found != wanted or state["epoch_length"] != engine.state.epoch_length:
             raise SettingError(
                 f"{self.path} is of another run: players {sorted(found)} and "
-                f"{state.get('epoch_length')} steps an epoch; this run has {sorted(wanted)} and "
+                f"{state['epoch_length']} steps an epoch; this run has {sorted(wanted)} and "
                 f"{engine.state.epoch_length}. Use the settings of that run, or another folder."
             )
+        iteration, best = int(state["iteration"]), float(state["best_metric"])
+        if iteration < 0:
+            raise ValueError(f"it was saved after step {iteration}")
+        early = state.get("early_stop")
+        if early is not None:
+            early = {**early, "counter": int(early["counter"])}
         for player in self.players:
             saved = state["players"][player.name]
             try:
@@ -181,12 +201,11 @@ class TrainStateSaver:
             self.ema.load_state_dict(state["ema"])
         if engine.grad_scaler is not None and state["scaler"] is not None:
             engine.grad_scaler.load_state_dict(state["scaler"])
-        engine.state.iteration = state["iteration"]
-        engine.state.epoch = state["iteration"] // state["epoch_length"]
-        engine.state.best_metric = state["best_metric"]
-        engine.state.best_metric_epoch = state["best_metric_epoch"]
-        engine.state.early_stop = state.get("early_stop")
-        engine.logger.info(f"resumed after step {state['iteration']} from {self.path}")
+        engine.state.iteration = iteration
+        engine.state.epoch = iteration // engine.state.epoch_length
+        engine.state.best_metric = best
+        engine.state.best_metric_epoch = int(state["best_metric_epoch"])
+        engine.state.early_stop = early
 
 
 class WeightsSaver:

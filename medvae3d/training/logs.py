@@ -132,9 +132,26 @@ class HistoryWriter:
 
 
 def read_history(path: str | Path) -> list[dict[str, float]]:
-    """Reads what `HistoryWriter` wrote; a player that was not active yet has no entry."""
-    with Path(path).open(newline="") as file:
-        return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+    """Reads what `HistoryWriter` wrote; a player that was not active yet has no entry.
+
+    Raises:
+        OutputError: If the file holds something else.
+    """
+    try:
+        with Path(path).open(newline="", encoding="utf-8") as file:
+            rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+        if any("step" not in row for row in rows):
+            raise ValueError("a row has no step")
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        raise _no_log(path, "table of numbers", error) from error
+    return rows
+
+
+def _no_log(path: str | Path, expected: str, error: Exception) -> OutputError:
+    return OutputError(
+        f"{path} is no {expected} that a training wrote ({error}). Move it away to go on with the "
+        f"training; what it held is lost to the curves alone."
+    )
 
 
 def append(path: Path, text: str) -> None:
@@ -180,8 +197,12 @@ class ValidationWriter:
     def _append(self, engine: Any) -> None:
         # MONAI's validation handler runs the evaluator to the trainer's epoch.
         row = {"epoch": engine.state.epoch, **engine.state.metrics}
-        lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
-        kept = [line for line in lines if json.loads(line)["epoch"] < engine.state.epoch]
+        try:
+            text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
+            lines = text.splitlines(keepends=True)
+            kept = [line for line in lines if json.loads(line)["epoch"] < engine.state.epoch]
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+            raise _no_log(self.path, "list of validations", error) from error
         if len(kept) < len(lines):
             write_bytes(self.path, "".join(kept).encode())
         append(self.path, json.dumps({k: round(float(v), 6) for k, v in row.items()}) + "\n")

@@ -19,15 +19,17 @@ from monai.engines import Trainer
 from medvae3d.networks.blocks import channels_last
 from medvae3d.seeding import derive_seed
 from medvae3d.training.ema import ExponentialMovingAverage
+from medvae3d.training.holding import HeldFolders, folders_of
 from medvae3d.training.players import Player, Turn
 from medvae3d.training.precision import autocast_dtype
 
 
-class PlayerTrainer(Trainer):
+class PlayerTrainer(HeldFolders, Trainer):  # type: ignore[misc]
     """Gives every player its turn in each step.
 
     All noise of a step comes from a generator that is seeded by the run's seed, the step and the
-    process, so that a run that was interrupted after any step continues to the same weights.
+    process, so that a run that was interrupted after any step continues to the same weights. The
+    folders that its handlers write are held while it runs.
 
     Args:
         device: Where to train.
@@ -67,6 +69,7 @@ class PlayerTrainer(Trainer):
         self.seed = seed
         self.accumulation_steps = accumulation_steps
         self.ema = ema
+        self.folders = folders_of(train_handlers or ())
         device = torch.device(device)
         dtype = autocast_dtype(device, precision)
         self.autocast: Callable[[], Any] = (

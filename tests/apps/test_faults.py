@@ -220,15 +220,19 @@ def test_lack_of_memory_is_known_from_other_faults():
 # -- what changes under a training ---------------------------------------------------------------
 
 
-def test_not_a_number_in_the_middle_keeps_the_last_state(
-    cli, trainable, cases, weights, tmp_path, monkeypatch
-):
+def stop_at_step_3(monkeypatch):
     update = ModelPlayer._update
 
     def broken(self, loss, turn):
         update(self, loss * float("nan") if turn.step == 3 else loss, turn)
 
     monkeypatch.setattr(ModelPlayer, "_update", broken)
+
+
+def test_not_a_number_in_the_middle_keeps_the_last_state(
+    cli, trainable, cases, weights, tmp_path, monkeypatch
+):
+    stop_at_step_3(monkeypatch)
     done = cli(*train(trainable, cases, tmp_path / "run"))
     assert done.code == 2 and "step 3: the gradient of model is not finite" in done.error
     assert "the last checkpoint is intact" in done.error
@@ -253,6 +257,60 @@ def test_a_file_that_vanishes_after_it_was_checked_is_named(
     error = refused(*train(trainable, folder / "datalist.json", out), out=out)
     assert "ball_001_gtv.nii.gz" in error and "put the files there" in error
     assert not out.exists()
+
+
+def test_a_file_that_changes_before_it_is_read_is_refused(
+    refused, trainable, cases, tmp_path, monkeypatch
+):
+    folder = shutil.copytree(cases.parent, tmp_path / "data")
+    check, changed = training.require_trainable, folder / "images" / "ball_001_ct.nii.gz"
+
+    def change(*words):
+        found = check(*words)
+        shutil.copyfile(folder / "images" / "ball_002_ct.nii.gz", changed)
+        return found
+
+    monkeypatch.setattr(training, "require_trainable", change)
+    out = tmp_path / "run"
+    error = refused(*train(trainable, folder / "datalist.json", out), out=out)
+    assert "ball_001_ct.nii.gz has changed since the training began" in error
+
+
+def test_a_file_that_changes_after_it_was_read_is_told_at_the_end(
+    cli, trainable, cases, weights, tmp_path, monkeypatch
+):
+    folder = shutil.copytree(cases.parent, tmp_path / "data")
+    update, changed = ModelPlayer._update, folder / "labels" / "ball_003_gtv.nii.gz"
+
+    def change(self, loss, turn):
+        update(self, loss, turn)
+        shutil.copyfile(folder / "labels" / "ball_002_gtv.nii.gz", changed)
+
+    monkeypatch.setattr(ModelPlayer, "_update", change)
+    done = cli(*train(trainable, folder / "datalist.json", tmp_path / "run"))
+    assert done.code == 0
+    assert f"note: {changed} has changed or gone since the training began" in done.error
+    assert weights_of(tmp_path / "run") == weights, "what was read is what was learned"
+
+
+def test_a_file_that_changes_between_two_parts_of_a_run_is_named(
+    cli, refused, trainable, cases, weights, tmp_path, monkeypatch
+):
+    """Of the same size, so that its content alone tells; touched and copied files pass."""
+    folder, out = shutil.copytree(cases.parent, tmp_path / "data"), tmp_path / "run"
+    words = train(trainable, folder / "datalist.json", out)
+    stop_at_step_3(monkeypatch)
+    assert cli(*words).code == 2
+    monkeypatch.undo()
+    file = folder / "images" / "ball_001_ct.nii.gz"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    error = refused(*words, "--resume", out=out)
+    assert f"{file} is not what it was when the run began" in error and "Put the old file" in error
+    file.write_bytes(content)
+    os.utime(file, ns=(1, 1))
+    assert cli(*words, "--resume").code == 0
+    assert weights_of(out) == weights
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])

@@ -43,7 +43,7 @@ def same(one, other):
 def test_a_training_leaves_a_bundle(trained):
     out, done = trained
     assert {path.name for path in out.iterdir()} == {
-        "LICENSE", "configs", "docs", "eval", "models", "run.json"
+        "LICENSE", "cases.json", "configs", "docs", "eval", "models", "run.json"
     }  # fmt: skip
     assert (out / "models" / "model.pt").is_file()
     assert (out / "eval" / "history.csv").is_file()

@@ -102,15 +102,9 @@ def test_some_hostile_volumes_are_refused(runner, corpus, good, tmp_path, name):
     assert {key: found for key, found in faults.items() if found} == {}
 
 
-# Not all files pass here: a report names no file where memory does not suffice, and it costs one
-# report a file. See docs/concepts/security.md; of these calls there is the quick sample.
-COSTLY = ("evaluate", "study classification --samples")
-ALL_FILES = [name for name in LIST_CALLS if not name.startswith(COSTLY)]
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("name", ALL_FILES)
+@pytest.mark.parametrize("name", LIST_CALLS)
 def test_every_hostile_list_and_volume_is_refused(runner, corpus, good, tmp_path, name):
     faults = {p.name: faults_of_list(runner, name, p, tmp_path, good) for p in corpus}
     assert {key: found for key, found in faults.items() if found} == {}

@@ -16,6 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
+from medvae3d.errors import OutputError
 from medvae3d.evaluation.curves import DOTS_PER_INCH, FONT, save_figure
 from medvae3d.evaluation.sections import Measure
 from medvae3d.studies.cells import Cell, read_cell
@@ -84,7 +85,13 @@ def arms_of(
             runs.setdefault((cell.n, cell.ratio, cell.arm), []).append((cell.seed, result))
     found: list[Arm] = []
     for (n, ratio, name), results in runs.items():
-        p = np.asarray([result["p"] for _, result in results], dtype=np.float64)
+        rows = [result.get("p", ()) for _, result in results]
+        if any(len(row) != len(y) for row in rows):
+            raise OutputError(
+                f"a cell of {name} in {folder} does not hold one probability for each of {len(y)} "
+                f"judged cases. Delete its file in cells/, and it is done again."
+            )
+        p = np.asarray(rows, dtype=np.float64)
         of = dict(results)
         against = {} if name == reference else dict(runs.get((n, 0.0, reference), []))
         control = dict(runs.get((n, ratio, CONTROLS[name]), [])) if name in CONTROLS else {}

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from monai.transforms import Compose
 
-from medvae3d.data.datalists import DataList, as_monai
+from medvae3d.data.datalists import VOLUME_SUFFIXES, Case, DataList, as_monai
+from medvae3d.data.nifti import enough_memory, read_header, stored_shape
 from medvae3d.data.preparation import case_transforms
 from medvae3d.errors import DataListError
 from medvae3d.studies.classification.patches import LESION, TUMOUR, patch_task
@@ -95,11 +96,14 @@ def table_task(datalist: DataList, form: TableForm, name: str = "table") -> Task
             f"{where}: case {odd.name} has {len(odd.image)} files of images, {cases[0].name} has "
             f"{count}. List the same channels in the same order for every case."
         )
+    for case in cases:
+        _require_single(case)
     channels = [{"intensity": dict(form.intensity)}] * count
     transform = Compose(case_transforms(channels, form.spacing_mm, form.shape))
     for case in cases:
         if str(case.extra[key]) in (first, second):
-            image = torch.as_tensor(transform(as_monai([case])[0])["image"])
+            with enough_memory(f"case {case.name} ({case.image[0]})"):
+                image = torch.as_tensor(transform(as_monai([case])[0])["image"])
             value = int(str(case.extra[key]) == second)
             parts.append((image, value, case.subject, case.split))
     facts = {
@@ -108,6 +112,23 @@ def table_task(datalist: DataList, form: TableForm, name: str = "table") -> Task
         "intensity": dict(form.intensity),
     }
     return task_of(name, parts, (first, second), facts)
+
+
+def _require_single(case: Case) -> None:
+    """Refuses files of several channels, of which the first alone would be read in silence.
+
+    Raises:
+        DataListError: If there is one.
+    """
+    for file in case.image:
+        if not str(file).endswith(VOLUME_SUFFIXES):
+            continue
+        shape = stored_shape(read_header(file, f"image of {case.name} {file}"))
+        if len(shape) > 3 and shape[3] > 1:
+            raise DataListError(
+                f"{file} of case {case.name} holds {shape[3]} channels; a study on classes reads "
+                f"one file a channel. Split its fourth axis into one file a channel."
+            )
 
 
 def hippocampus_shape(
