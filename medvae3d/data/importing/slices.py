@@ -16,6 +16,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from medvae3d.data.importing.common import LPS_TO_RAS, some
+from medvae3d.data.importing.elements import require_whole
 from medvae3d.data.nifti import LARGEST_GZIP_RATIO, require_plausible
 from medvae3d.data.volumes import require_usable
 from medvae3d.errors import GridError, UnreadableFileError
@@ -211,8 +212,16 @@ def read_header(path: Path) -> Slice:
     Raises:
         UnreadableFileError: If its pixels cannot be decoded.
     """
-    if transfer_syntax(path) not in DECODED:
+    syntax = transfer_syntax(path)
+    if syntax not in DECODED:
         raise _undecodable(path)
+    try:
+        require_whole(path, syntax)
+    except (OSError, ValueError) as error:
+        raise UnreadableFileError(
+            f"{path} is no whole slice: {error}. Export it again, or take it out of the folder if "
+            f"it is no image."
+        ) from error
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     reader.SetFileName(str(path))
@@ -253,7 +262,7 @@ def _require_even(
     if wide.size:
         i = int(wide[0])
         lost = int(np.rint(steps / base - 1).sum())
-        what = f"about {lost} slices are missing" if lost else "slices have mixed distances"
+        what = f"about {lost:.6g} slices are missing" if lost else "slices have mixed distances"
         raise GridError(
             f"{name}: {what}: between {names[i]} and {names[i + 1]} lie {steps[i]:.4g} mm, "
             f"usual are {usual:.4g} mm. Export the series again, whole; or resample it to one "
