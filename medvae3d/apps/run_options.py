@@ -12,6 +12,7 @@ import difflib
 import functools
 import inspect
 import json
+import math
 import platform
 import shlex
 import sys
@@ -31,7 +32,7 @@ from medvae3d.exhaustion import explained
 from medvae3d.files import is_plain, load_text, parse_json
 
 OPTIONS_FILE = "options.json"
-LARGEST_CONFIG = 1 << 20
+LARGEST_CONFIG = 1 << 18  # a second to parse
 VERSIONS = ("medvae3d", "torch", "monai", "numpy", "nibabel", "SimpleITK", "torchio")
 PANEL = "Every command"
 # Ranges of one run are put together file by file, so nothing may lie there that is of one range
@@ -234,6 +235,17 @@ def read_config(path: Path, command: Any) -> dict[str, Any]:
             near = difflib.get_close_matches(option, known, 1)
             advice = f"Did you mean {near[0]}?" if near else f"It has {', '.join(sorted(known))}."
             raise SettingError(f"{path}: {command.name} has no option {name!r}. {advice}")
+        for each in value if isinstance(value, list) else (value,):
+            if (
+                isinstance(each, str)
+                and not is_plain(each)
+                or isinstance(each, float)
+                and (not math.isfinite(each))
+            ):
+                raise SettingError(
+                    f"{path}: {name} is {each!r}; allowed are finite numbers, and text in UTF-8 "
+                    f"without control characters. Correct it."
+                )
         if isinstance(value, Mapping):
             value = [f"{key}={_text(each)}" for key, each in value.items()]
         elif known[option] in many and not isinstance(value, list):

@@ -75,6 +75,30 @@ def read_settings(root: Path, recipe: str | None = None) -> dict[str, Any]:
         raise BundleError(f"{names} is not JSON: {error}. Restore the file.") from error
 
 
+def require_trainable_settings(settings: Mapping[str, Any], path: Path) -> None:
+    """Checks that settings are those of a training.
+
+    Args:
+        settings: What `read_settings` gave.
+        path: Where they were read.
+
+    Raises:
+        BundleError: If what every training has is not there.
+    """
+    part = settings.get("train")
+    lacking = [key for key in ("channels", "labels", "network_def") if not settings.get(key)]
+    lacking += [
+        key for key in ("max_epochs", "epoch_length") if not isinstance(settings.get(key), int)
+    ]
+    if not isinstance(part, Mapping) or not isinstance(part.get("handlers"), list):
+        lacking.append("train#handlers")
+    if lacking:
+        raise BundleError(
+            f"{path} is not the configuration of a training: it has no {', '.join(lacking)}. "
+            f"Restore the file, or take another bundle."
+        )
+
+
 def require_object(content: Any) -> None:
     """Checks that JSON is an object.
 

@@ -28,7 +28,12 @@ from medvae3d import __version__
 from medvae3d.apps.bundle_files import usable_device
 from medvae3d.apps.console import Advance, duration, times
 from medvae3d.apps.data_for_training import require_trainable
-from medvae3d.apps.settings import changed, parse_changes, read_settings
+from medvae3d.apps.settings import (
+    changed,
+    parse_changes,
+    read_settings,
+    require_trainable_settings,
+)
 from medvae3d.apps.sources import is_system, require_source
 from medvae3d.apps.surroundings import Reporter, Say, own_errors, quiet, stopping
 from medvae3d.apps.systems import write_system_bundle
@@ -149,6 +154,7 @@ def train(
                 for line in form.notes:
                     say(line)
             original = read_settings(source, recipe)
+            require_trainable_settings(original, source / "configs" / "train.json")
             parsed = parse_changes(changes, original)
             settings = changed(original, parsed | ({} if seed is None else {"seed": seed}))
             run = {**asked, "seed": settings.get("seed"), "settings": parsed}
@@ -159,6 +165,7 @@ def train(
             parts = (source, settings, read_settings(source), listed, run, contents)
         else:
             settings = read_settings(folder)
+            require_trainable_settings(settings, folder / "configs" / "train.json")
             parsed = parse_changes(changes, settings)
             asked["settings"] = parsed or None
             require_same_run(folder, found, asked)

@@ -15,7 +15,7 @@ def parse_yaml(text: str) -> Any:
     Raises:
         yaml.YAMLError: If it is no YAML.
         ValueError: If a key occurs twice, it is nested deeply, or it uses aliases, by which a few
-            lines become gigabytes.
+            lines become gigabytes, or tags, which name what should be made of a value.
 
     Example:
         >>> parse_yaml("count: 3")
@@ -32,6 +32,8 @@ class _Loader(yaml.BaseLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             raise ValueError("it uses aliases (*name)")
+        if getattr(self.peek_event(), "tag", None) is not None:
+            raise ValueError("it uses tags (!name)")
         if self.depth > DEEPEST:
             raise ValueError("it is nested too deeply")
         self.depth += 1

@@ -41,7 +41,11 @@ def read_tensors(path: str | os.PathLike[str]) -> Any:
 
 
 def _require_stored(path: str | os.PathLike[str], size: int) -> None:
-    """Refuses archives that unpack to more than they are; ``torch.save`` does not compress."""
+    """Refuses archives that unpack to more than they are, and those with a wrong check sum.
+
+    ``torch.save`` does not compress, and ``torch.load`` compares no check sums: numbers that were
+    damaged on a disk would be taken as they are.
+    """
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
@@ -52,6 +56,10 @@ def _require_stored(path: str | os.PathLike[str], size: int) -> None:
             f"it unpacks to {sum(each.file_size for each in members)} bytes from {size}, which "
             f"torch.save never writes"
         )
+    with zipfile.ZipFile(path) as archive:
+        broken = archive.testzip()
+    if broken is not None:
+        raise ValueError(f"the check sum of its part {broken} is wrong: the file is damaged")
 
 
 def _require_plain(found: Any, size: int) -> None:

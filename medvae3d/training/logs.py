@@ -139,9 +139,11 @@ def read_history(path: str | Path) -> list[dict[str, float]]:
     """
     try:
         with Path(path).open(newline="", encoding="utf-8") as file:
-            rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
-        if any("step" not in row for row in rows):
-            raise ValueError("a row has no step")
+            table = csv.DictReader(file)
+            rows = [{k: float(v) for k, v in row.items() if v} for row in table]
+            names = table.fieldnames or ["step"]  # the file of a run that was killed may be empty
+        if "step" not in names or any("step" not in row for row in rows):
+            raise ValueError("it has no column of steps")
     except (OSError, ValueError, TypeError, csv.Error) as error:
         raise _no_log(path, "table of numbers", error) from error
     return rows
@@ -191,18 +193,28 @@ class ValidationWriter:
         self.path = Path(path)
 
     def attach(self, engine: Engine) -> None:
-        """Registers the writer with an evaluator."""
+        """Registers the writer with an evaluator.
+
+        Raises:
+            OutputError: If the file is there and holds something else; said before the training.
+        """
+        self._lines()
         engine.add_event_handler(Events.COMPLETED, self._append)
+
+    def _lines(self) -> list[tuple[float, str]]:
+        """The lines of the file, each with its epoch."""
+        try:
+            text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
+            lines = text.splitlines(keepends=True)
+            return [(float(json.loads(line)["epoch"]), line) for line in lines]
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+            raise _no_log(self.path, "list of validations", error) from error
 
     def _append(self, engine: Any) -> None:
         # MONAI's validation handler runs the evaluator to the trainer's epoch.
         row = {"epoch": engine.state.epoch, **engine.state.metrics}
-        try:
-            text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
-            lines = text.splitlines(keepends=True)
-            kept = [line for line in lines if json.loads(line)["epoch"] < engine.state.epoch]
-        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-            raise _no_log(self.path, "list of validations", error) from error
+        lines = self._lines()
+        kept = [line for epoch, line in lines if epoch < engine.state.epoch]
         if len(kept) < len(lines):
             write_bytes(self.path, "".join(kept).encode())
         append(self.path, json.dumps({k: round(float(v), 6) for k, v in row.items()}) + "\n")

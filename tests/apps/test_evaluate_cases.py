@@ -10,7 +10,7 @@ import pytest
 import torch
 from small_lists import SHAPE, SPACING, boxes, volumes, write_list
 
-from medvae3d.apps import evaluate_cases
+from medvae3d.apps import evaluate_cases, evaluate_reading
 from medvae3d.apps.evaluate_cases import read_sets
 from medvae3d.apps.evaluate_lists import (
     choose,
@@ -203,6 +203,19 @@ def test_too_much_for_the_memory_is_refused_with_three_ways_out(tmp_path, monkey
     path = write_list(tmp_path, volumes(4, 0), boxes(4))
     monkeypatch.setattr(evaluate_cases, "available_bytes", lambda: 40_000.0)
     with pytest.raises(SettingError, match=r"--most 2.*--spacing .*--shape \d+,\d+,\d+"):
+        read_sets(sets(real=path, synthetic=path))
+    with pytest.raises(SettingError, match=r"largest real case is .*case_000_0000\.nii\.gz"):
+        read_sets(sets(real=path, synthetic=path))
+
+
+def test_memory_that_ends_while_a_case_is_resampled_is_told_of_it(tmp_path, monkeypatch):
+    path = write_list(tmp_path, volumes(4, 0), boxes(4))
+
+    def full(self, data):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory")
+
+    monkeypatch.setattr(evaluate_reading.SafeSpacingd, "__call__", full)
+    with pytest.raises(UnreadableFileError, match=r"case_000_0000\.nii\.gz\) does not fit into"):
         read_sets(sets(real=path, synthetic=path))
 
 

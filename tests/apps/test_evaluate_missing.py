@@ -9,7 +9,7 @@ from small_lists import boxes, volumes, write_list
 
 from medvae3d.apps.evaluate import evaluate
 from medvae3d.data.volumes import write_volume
-from medvae3d.errors import SettingError
+from medvae3d.errors import DataListError, SettingError
 from medvae3d.geometry import Grid
 
 QUICK = "realism,diversity,masks,privacy"
@@ -68,6 +68,17 @@ def test_other_labels_leave_what_images_say(lists):
         assert "has the labels 1" in why(found, name) and "--labels" in why(found, name)
     assert values(found, "realism", "radiomics")["precision"][0] is not None
     assert values(found, "diversity", "variety within each set")["1 - MS-SSIM"][0] is not None
+
+
+@pytest.mark.parametrize(("channels", "value"), [(2, 1), (1, 3)])
+def test_a_reference_that_was_asked_for_and_does_not_fit_is_refused(
+    lists, tmp_path, channels, value
+):
+    real, made = lists("real", volumes(6, 0), boxes(6)), lists("made", volumes(5, 1), boxes(5))
+    other = lists("other", volumes(3, 2, channels), boxes(3, value))
+    with pytest.raises(DataListError, match="--reference .*other.* cannot be compared"):
+        evaluate(real, made, other, out=tmp_path / "report")
+    assert not (tmp_path / "report").exists()
 
 
 def test_other_channels_and_other_labels_leave_a_report_that_says_so(lists, tmp_path):

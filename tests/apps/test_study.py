@@ -6,6 +6,8 @@ import csv
 import json
 import shutil
 
+import nibabel as nib
+import numpy as np
 import pytest
 import tiny_bundles as tiny
 
@@ -40,6 +42,16 @@ def study(cases, bundle, out, *words):
         "study", "segmentation", "--datalist", cases, "--bundle", f"vae={bundle}", "--out", out,
         "--split", "validation", "--seeds", "1", "--steps", "2", *words,
     )  # fmt: skip
+
+
+def test_an_image_that_is_the_same_everywhere_is_named(refused, cases, bundles, tmp_path):
+    folder = shutil.copytree(cases.parent, tmp_path / "data")
+    file = folder / "images" / "ball_001_ct.nii.gz"
+    image = nib.load(file)
+    nib.save(nib.Nifti1Image(np.zeros(image.shape, np.int16), image.affine), file)
+    words = study(folder / "datalist.json", bundles / "balls", tmp_path / "o", "--arms", "real")
+    error = refused(*words, out=tmp_path / "o")
+    assert f"{file} is 0 in every voxel; an image has at least two values" in error
 
 
 def rows(folder):

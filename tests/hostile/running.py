@@ -55,6 +55,8 @@ class Runner:
         # Built once: it takes longer than most refusals.
         self.command = typer.main.get_command(app)
         self.scratch = scratch
+        # torch keeps a cache for each user among the temporary files once anything was trained.
+        self.caches = {"TORCHINDUCTOR_CACHE_DIR": f"{scratch}_torch"}
 
     def run(self, words: Sequence[object]) -> Ended:
         """Runs a command as the command line does."""
@@ -63,7 +65,7 @@ class Runner:
                    ("strict", "backslashreplace")]  # fmt: skip
         began = time.process_time()
         with (
-            mock.patch.dict(os.environ, {"TMPDIR": str(self.scratch)}),
+            mock.patch.dict(os.environ, {"TMPDIR": str(self.scratch), **self.caches}),
             mock.patch.object(tempfile, "tempdir", None),
             contextlib.redirect_stdout(streams[0]),
             contextlib.redirect_stderr(streams[1]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
@@ -30,8 +31,8 @@ def faults_of_options(runner, good, chosen, out):
     faults = {}
     for path in chosen:
         words = ["generate", good.joint, "--out", out / "o", "--config", path]
-        if path.stem in ("empty", "comment", "end"):
-            words = words[:1] + words[2:]
+        if path.is_file() and b"count" not in path.read_bytes():
+            words += ["--count", 1]
         faults[path.name] = runner.faults(words, out)
     return {name: found for name, found in faults.items() if found}
 
@@ -116,7 +117,7 @@ def faults_of_run(runner, stopped, where, trace, tmp_path, every=1):
         (out / where).write_bytes(content)
         if (where, name) in HARMLESS:
             done = runner.run([*words, out, "--resume"])
-            faults[name] = [] if (done.code, done.raised) == (0, None) else [repr(done)[:300]]
+            faults[name] = [] if (done.code, done.raised) == (0, None) else [repr(done)[:900]]
         else:
             faults[name] = runner.faults([*words, out, "--resume"], out)
         shutil.rmtree(out)
@@ -134,3 +135,64 @@ FILES_OF_RUN = (
 @pytest.mark.parametrize("where", FILES_OF_RUN)
 def test_a_damaged_training_is_refused_and_stays_as_it_is(runner, stopped, where, trace, tmp_path):
     assert faults_of_run(runner, stopped, where, trace, tmp_path) == {}
+
+
+# -- other folders that a command goes on with ----------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def begun(runner, good, tmp_path_factory):
+    """Folders of commands that have ended, with what would run them again."""
+    root = tmp_path_factory.mktemp("begun")
+    loose = shutil.copytree(good.joint, root / "loose")  # what it makes is noise
+    config = loose / "configs" / "inference.json"
+    content = small.read(config)
+    content["synthesis"] |= {"max_attempts": 200, "max_components": 10**6, "allow_border": True}
+    config.write_text(json.dumps(content))
+    words = {
+        "generate": ["generate", loose, "--count", 2],
+        "study": [
+            "study", "segmentation", "--datalist", good.datalist, "--bundle", good.joint,
+            "--arms", "real", "--steps", 1, "--seeds", 1,
+        ],
+        "evaluate": [
+            "evaluate", "--real", good.datalist, "--synthetic", good.datalist, "--sections",
+            "masks", "--viewer-cases", 0,
+        ],
+    }  # fmt: skip
+    for name, each in words.items():
+        done = runner.run([*each, "--out", root / name])
+        assert (done.code, done.raised) == (0, None), done
+    return root, words
+
+
+# The files of a folder, by a pattern, and whether damaged ones are made again.
+FILES_OF_FOLDER = {
+    "generate": {"records/*.json": False, "dataset.json": True, "imagesTr/*.nii.gz": True},
+    "study": {"settings.json": False, "cells/*.json": False, "cells.csv": True},
+    "evaluate": {"report.json": False},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", FILES_OF_FOLDER)
+def test_a_damaged_folder_is_refused_or_mended(runner, begun, command, trace, tmp_path):
+    root, words = begun
+    faults = {}
+    for pattern, is_mended in FILES_OF_FOLDER[command].items():
+        file = sorted((root / command).glob(pattern))[0].relative_to(root / command)
+        whole = (root / command / file).read_bytes()
+        for name, content in make_settings.no_json(trace):
+            out = shutil.copytree(root / command, tmp_path / "out")
+            (out / file).write_bytes(content)
+            if is_mended:
+                done = runner.run([*words[command], "--out", out])
+                fault = [] if (done.code, done.raised) == (0, None) else [repr(done)[:900]]
+                if file.suffix != ".html" and (out / file).read_bytes() != whole:
+                    fault.append("it is another file")
+            else:
+                fault = runner.faults([*words[command], "--out", out], out)
+            faults[str(file), name] = fault
+            shutil.rmtree(out)
+    assert not trace.exists()
+    assert {key: found for key, found in faults.items() if found} == {}

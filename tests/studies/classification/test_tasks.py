@@ -5,14 +5,22 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
 from medvae3d.data.datalists import DataList, read_datalist
+from medvae3d.data.transforms import SafeSpacingd
 from medvae3d.data.volumes import write_volume
-from medvae3d.errors import DataListError, SettingError
+from medvae3d.errors import (
+    DataListError,
+    IntensityError,
+    SettingError,
+    UnreadableFileError,
+    causes,
+)
 from medvae3d.geometry import Grid
 from medvae3d.studies.classification.patches import PatchForm, candidates, matched
 from medvae3d.studies.classification.sources import TASKS, TableForm, sample_images, table_task
@@ -123,6 +131,30 @@ def test_a_data_list_with_classes_is_a_task(tmp_path):
     odd = replace(datalist, cases=(first, replace(second, image=second.image * 2), *others))
     with pytest.raises(DataListError, match="has 2 files of images, .* has 1"):
         table_task(odd, form)
+
+
+def test_an_image_without_contrast_or_of_several_channels_is_named(tmp_path):
+    datalist = write_table(tmp_path, ["AD", "CN", "CN", "AD"])
+    form, grid = TableForm(shape=(8, 8, 8)), Grid.centred((8, 8, 8), (2.0, 2.0, 2.0))
+    write_volume(tmp_path / "s2.nii.gz", np.full(grid.shape, 7, np.int16), grid)
+    with pytest.raises(Exception) as caught:
+        table_task(datalist, form)
+    said = next(each for each in causes(caught.value) if isinstance(each, IntensityError))
+    assert f"{tmp_path / 's2.nii.gz'}: percentiles" in str(said)
+    nib.save(nib.Nifti1Image(np.ones((8, 8, 8, 2)), grid.affine), tmp_path / "s1.nii.gz")
+    with pytest.raises(DataListError, match=r"s1\.nii\.gz of case s1 holds 2 channels"):
+        table_task(datalist, form)
+
+
+def test_memory_that_ends_while_a_case_is_read_is_told_of_it(tmp_path, monkeypatch):
+    datalist = write_table(tmp_path, ["AD", "CN", "CN", "AD"])
+
+    def full(self, data, **options):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory")
+
+    monkeypatch.setattr(SafeSpacingd, "__call__", full)
+    with pytest.raises(UnreadableFileError, match=r"s1\.nii\.gz\) does not fit into the memory"):
+        table_task(datalist, TableForm(shape=(8, 8, 8)))
 
 
 def test_samples_are_read_by_the_rule_of_the_task(tmp_path):
