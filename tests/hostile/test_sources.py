@@ -60,6 +60,24 @@ def test_a_series_and_files_like_them_are_read(runner, tmp_path):
         assert np.array_equal(np.sort(found, None), np.sort(values, None))
 
 
+@pytest.mark.parametrize("is_packed", [False, True])
+@pytest.mark.parametrize("kind", ["nrrd", "nhdr", "mha", "mhd"])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_what_itk_writes_is_read(tmp_path, kind, channels, is_packed):
+    import SimpleITK as sitk
+
+    from medvae3d.data.importing.common import read_itk
+
+    values = np.arange(4 * 5 * 6 * channels, dtype=np.float32).reshape(4, 5, 6, channels)
+    image = sitk.GetImageFromArray(values if channels > 1 else values[..., 0], channels > 1)
+    image.SetSpacing((0.7, 0.9, 2.5))
+    image.SetMetaData("0008|103e", "a series")
+    sitk.WriteImage(image, str(tmp_path / f"a.{kind}"), is_packed)
+    array, grid = read_itk(tmp_path / f"a.{kind}")
+    assert np.array_equal(array, values.transpose(3, 2, 1, 0))
+    assert np.allclose(grid.spacing, (0.7, 0.9, 2.5))
+
+
 def test_hostile_series_are_refused(runner, series, tmp_path):
     assert faults_of(runner, series, tmp_path) == {}
 

@@ -194,11 +194,8 @@ def _nrrd(block: bytes) -> Promise:
             fields[key] = value.strip()
             is_list = key == "data file" and fields[key].split(" ")[0] == "LIST"
     sizes = _sizes(fields, "dimension", "sizes")
-    for key, absent in (
-        ("space directions", ("none",)),
-        ("space origin", ()),
-        ("spacings", ("nan",)),
-    ):
+    # An axis that is none of space has no direction and no spacing.
+    for key, absent in {"space directions": "none", "spacings": "nan", "space origin": ""}.items():
         _require_numbers(fields, key, None, absent)
     size = NRRD_TYPES.get(fields.get("type", "").lower())
     form = ENCODINGS.get(fields.get("encoding", "").lower())
