@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import locale
 import shutil
 import tarfile
 
@@ -63,6 +64,7 @@ def write_series(
     """Writes a DICOM series whose files are not named in the order of the slices."""
     folder.mkdir(parents=True, exist_ok=True)
     array = np.random.default_rng(seed).integers(-900, 900, (len(places), 6, 8)).astype(np.int16)
+    before = locale.setlocale(locale.LC_ALL)  # which ITK changes as it writes
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
     writer.SetUseCompression(packed)
@@ -79,6 +81,7 @@ def write_series(
             plane.SetMetaData(tag, value)
         writer.SetFileName(str(folder / f"{len(places) - k:03d}.dcm"))
         writer.Execute(plane)
+    locale.setlocale(locale.LC_ALL, before)
     return array
 
 
