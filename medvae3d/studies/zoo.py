@@ -37,22 +37,27 @@ class Entry:
 
 PCA, MEAN = "principal components", "mean of the training cases"
 WITHOUT_MODEL = (Entry(PCA), Entry(MEAN))
+# The flow joins halfway. In training by name it joins for the last tenth, when the learning rate
+# has fallen so far that nothing can be told of it.
+_HALFWAY = "flow_start=$@max_epochs * @epoch_length // 2"
 HVAE_STEPS = tuple(
-    Entry(f"hvae, K = {k}", "hvae", (f"network_def#num_steps={k}",), "leapfrog steps")
-    for k in (0, 1, 5)
+    Entry(f"hvae, K = {k}", "hvae", (f"network_def#num_steps={k}", _HALFWAY), "leapfrog steps")
+    for k in (0, 1, 3, 5)
 )
 _NO_FLOW = "network_def#num_steps=0"
 _NO_PERCEPTUAL = "train#objective#feature_weight=0"
 _NO_ADVERSARY = "train#objective#adversarial_weight=0"
 DHVAE_PARTS = tuple(
-    Entry(f"dhvae, {what}", "dhvae", settings, "parts of dhvae")
+    Entry(f"dhvae, {what}", "dhvae", (*settings, _HALFWAY), "parts of dhvae")
     for what, settings in {
+        "all parts": (),
         "no flow": (_NO_FLOW,),
         "no perceptual term": (_NO_PERCEPTUAL,),
         "no adversary": (_NO_ADVERSARY,),
         "no flow, no perceptual term": (_NO_FLOW, _NO_PERCEPTUAL),
         "no flow, no adversary": (_NO_FLOW, _NO_ADVERSARY),
         "no perceptual term, no adversary": (_NO_PERCEPTUAL, _NO_ADVERSARY),
+        "none of them": (_NO_FLOW, _NO_PERCEPTUAL, _NO_ADVERSARY),
     }.items()
 )
 PAVAE_PARTS = tuple(

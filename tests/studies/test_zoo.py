@@ -34,7 +34,7 @@ def test_every_system_that_can_be_trained_is_an_entry_beside_the_two_without_a_m
 
 def test_groups_and_single_entries_can_be_asked_for():
     assert [entry.name for entry in entries(["leapfrog steps"])] == [
-        "hvae, K = 0", "hvae, K = 1", "hvae, K = 5",
+        "hvae, K = 0", "hvae, K = 1", "hvae, K = 3", "hvae, K = 5",
     ]  # fmt: skip
     assert [entry.name for entry in entries(["vae", "vae"])] == ["vae"]
     with pytest.raises(SettingError, match="vea"):
