@@ -89,6 +89,21 @@ def read_samples(
     return sample_images(task, read_datalist(datalist), form, seed)
 
 
+def require_headers(datalist: Path) -> None:
+    """Looks at the headers of all files of a data list.
+
+    Raises:
+        MedvaeError: If the list or a header cannot be used.
+    """
+    from medvae3d.data.datalists import read_datalist
+    from medvae3d.data.nifti import grid_of, read_header
+
+    for case in read_datalist(datalist):
+        for file in case.files:
+            name = f"{file} of case {case.name}"
+            grid_of(read_header(file, name), name)
+
+
 def _found(name: str, dataset: str) -> Path:
     """The data list of a data set that has been put into the folder named by a variable."""
     from medvae3d.errors import DataListError
@@ -214,6 +229,8 @@ def classification(
     )
     processes = parse_whole(workers, "--workers", least=1)
     watch = Stopwatch()
+    if samples is not None:
+        require_headers(samples)  # before real cases are read, which may take long
     made = read_task(task, datalist, table, preset, options.seed)
     extra = None if samples is None else read_samples(made, samples, table, preset, options.seed)
     notice(f"task {made.name}: {made.counts('training')} in training, in {duration(watch.seconds)}")
