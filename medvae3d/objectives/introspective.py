@@ -183,7 +183,7 @@ class SoftIntrospection:
 
     .. math::
         L_E &= s\,(\beta_\mathrm{rec} L(x) + \beta_\mathrm{kl} \mathrm{KL})
-            + \tfrac14 \sum_{t \in \{r, p\}} \overline{\exp\{-2 s\,
+            + \tfrac{1}{2 \alpha} \sum_{t \in \{r, p\}} \overline{\exp\{-\alpha s\,
               (\beta_\mathrm{rec} L(\mathrm{sg}\, x_t)
               + \beta_\mathrm{neg} \mathrm{KL}_t)\}} \\
         L_D &= s\,\Big(\beta_\mathrm{rec} L(x)
@@ -200,7 +200,14 @@ class SoftIntrospection:
             :math:`\max(256,\ 1024\, N / (3 \cdot 256^2))`, which is what was published for images
             of 784 to 49,152 values (256) and of 196,608 (1024), and keeps its weight in the
             exponent beyond. Lower it if the exponents in the log leave [-5, 0].
-        gamma: Weight :math:`\gamma` of errors of made volumes in the turn of the decoder.
+        alpha: Sharpness :math:`\alpha` of the exponential, 2 as published. ``None`` lets it follow
+            the divergence of real volumes, taken for a constant,
+            :math:`\alpha = \log(2 \beta_\mathrm{neg} / \beta_\mathrm{kl})
+            / (s\, \beta_\mathrm{neg} \overline{\mathrm{KL}})`. An encoder that cannot tell made
+            volumes from real ones is pushed away from the prior by half of what draws it there
+            then; with a fixed sharpness it ends at
+            :math:`\alpha s\, \beta_\mathrm{neg} \mathrm{KL} =
+            \log(\beta_\mathrm{neg} / \beta_\mathrm{kl})`, however large a divergence that is.
 
     References:
         Daniel and Tamar, "Soft-IntroVAE: analyzing and improving the introspective variational
@@ -211,17 +218,35 @@ class SoftIntrospection:
     beta_kl: float = 1.0
     beta_neg: float | None = None
     gamma: float = 1e-8
+    alpha: float | None = 2.0
 
     rebuilds_made: ClassVar[bool] = True
 
+    def alpha_of(self, seen: Introspection) -> Tensor:
+        """The sharpness of the exponential, a scalar without a gradient."""
+        if self.alpha is not None:
+            return torch.full_like(seen.size, self.alpha)
+        beta_neg = self._beta_neg(seen)
+        kl = seen.real.kl.detach().mean().clamp_min(1.0)
+        return seen.size * (2 * beta_neg / self.beta_kl).log() / (beta_neg * kl)
+
+    def _beta_neg(self, seen: Introspection) -> Tensor:
+        if self.beta_neg is not None:
+            return torch.full_like(seen.size, self.beta_neg)
+        return (1024 * seen.size / PUBLISHED).clamp_min(LEAST_BETA_NEG)
+
     def exponents(self, seen: Introspection) -> dict[str, Tensor]:
-        r""":math:`-2 s\, (\beta_\mathrm{rec} L + \beta_\mathrm{neg} \mathrm{KL})`, ``(B,)``."""
-        beta_neg: Tensor | float | None = self.beta_neg
-        if beta_neg is None:
-            beta_neg = (1024 * seen.size / PUBLISHED).clamp_min(LEAST_BETA_NEG)
-        share = beta_neg / seen.size
+        r"""What is exponentiated, of each sort of made volumes, ``(B,)``.
+
+        .. math:: -\alpha s\, (\beta_\mathrm{rec} L + \beta_\mathrm{neg} \mathrm{KL})
+
+        A sharpness that follows is that of the divergence; the error keeps 2.
+        """
+        beta_neg = self._beta_neg(seen)
+        share = self.alpha_of(seen) / seen.size
+        of_error = self.beta_rec * (2.0 / seen.size if self.alpha is None else share)
         return {
-            name: -2 * (self.beta_rec * each.error / seen.size + share * each.kl)
+            name: -of_error * each.error - share * beta_neg * each.kl
             for name, each in seen.made.items()
         }
 
@@ -229,7 +254,7 @@ class SoftIntrospection:
         bound = self.beta_rec * seen.real.error + self.beta_kl * seen.real.kl
         loss = bound.mean() / seen.size
         for exponent in self.exponents(seen).values():
-            loss = loss + 0.25 * exponent.exp().mean()
+            loss = loss + exponent.exp().mean() / (2 * self.alpha_of(seen))
         return loss
 
     def decoder_loss(self, seen: Introspection) -> Tensor:
@@ -259,12 +284,12 @@ class HingeIntrospection:
 
     Attributes:
         margin: The margin :math:`m`, in nats. It must lie above where the divergence of real
-            volumes settles: about 1.5 times that, if it is known from a run without introspection.
-            By default :math:`120 \sqrt{N / (3 \cdot 256^2)}`, which is 120 for colour images of
-            :math:`256^2` pixels as published, and 480 for :math:`1024^2`, where 500 was.
-        w_rec: Weight :math:`w_r`; ``None`` for :math:`0.05 \sqrt{3 \cdot 256^2 / N}`, which is
-            0.05 as published at :math:`256^2`, and 0.0125 at :math:`1024^2`, where 0.01 was. A
-            fixed one is too light for a small volume, whose error is a sum over few voxels.
+            volumes settles. By default it follows that divergence: ``margin_ratio`` times its mean
+            over the batch, taken for a constant.
+        margin_ratio: By how much the margin lies above the divergence of real volumes.
+        w_rec: Weight :math:`w_r`. A weight of :math:`1 / (2 \sigma^2)` is that of Gaussian voxels
+            of scale :math:`\sigma`; 5 is that of 0.32. For a volume of any size, as both error and
+            divergence grow with it.
         w_kl: Weight :math:`w_\mathrm{kl}`.
         w_neg: Weight :math:`w_\mathrm{neg}`.
 
@@ -274,7 +299,8 @@ class HingeIntrospection:
     """
 
     margin: float | None = None
-    w_rec: float | None = 0.05
+    margin_ratio: float = 1.5
+    w_rec: float = 5.0
     w_kl: float = 1.0
     w_neg: float = 0.5
 
@@ -283,35 +309,29 @@ class HingeIntrospection:
     def __post_init__(self) -> None:
         if self.margin is not None and self.margin <= 0:
             raise SettingError(f"margin {self.margin}; allowed are nats above 0.")
+        if self.margin_ratio <= 1:
+            raise SettingError(f"margin_ratio {self.margin_ratio}; allowed are numbers above 1.")
 
-    def margin_of(self, size: Tensor) -> Tensor:
-        """The margin in nats for volumes of so many values."""
-        if self.margin is not None:
-            return torch.full_like(size, self.margin)
-        return 120 * (size / PUBLISHED).sqrt()
-
-    def w_rec_of(self, size: Tensor) -> Tensor:
-        """The weight of the error of volumes of so many values."""
-        if self.w_rec is not None:
-            return torch.full_like(size, self.w_rec)
-        return 0.05 * (PUBLISHED / size).sqrt()
+    def margin_for(self, seen: Introspection) -> Tensor:
+        """The margin in nats, a scalar without a gradient."""
+        kl = seen.real.kl.detach().mean()
+        return self.margin_ratio * kl if self.margin is None else torch.full_like(kl, self.margin)
 
     def encoder_loss(self, seen: Introspection) -> Tensor:
-        margin, w_rec = self.margin_of(seen.size), self.w_rec_of(seen.size)
-        loss = w_rec * seen.real.error.mean() + self.w_kl * seen.real.kl.mean()
+        loss = self.w_rec * seen.real.error.mean() + self.w_kl * seen.real.kl.mean()
         for each in seen.made.values():
-            short = (margin - each.kl).clamp_min(0).mean()
+            short = (self.margin_for(seen) - each.kl).clamp_min(0).mean()
             loss = loss + 0.5 * self.w_kl * self.w_neg * short
         return loss
 
     def decoder_loss(self, seen: Introspection) -> Tensor:
-        loss = self.w_rec_of(seen.size) * seen.real.error.mean()
+        loss = self.w_rec * seen.real.error.mean()
         for each in seen.made.values():
             loss = loss + 0.5 * self.w_kl * each.kl.mean()
         return loss
 
     def report(self, seen: Introspection) -> dict[str, Tensor]:
-        return {**_report(seen), "margin": self.margin_of(seen.size)}
+        return {**_report(seen), "margin": self.margin_for(seen)}
 
 
 def _report(seen: Introspection) -> dict[str, Tensor]:

@@ -216,7 +216,7 @@ class Term:
         is_mean: Whether the value is a mean over voxels already. It is then multiplied by the
             number of observed voxels, so that its weight compares with that of terms in nats per
             voxel.
-        balance: Adapts the weight further; see
+        balance: Adapts the weight further, against the weighted sum of other terms; see
             :class:`~medvae3d.objectives.adversarial.AdaptiveWeight`.
     """
 
@@ -275,14 +275,17 @@ class Objective:
         values = {name: value.mean() for name, value in samples.items()}
         size = observed_voxels(trace, batch)
         total = trace.flowed.z.new_zeros(())
+        weights: dict[str, float | Tensor] = {}
+        for term in self.terms:
+            weight: float | Tensor = as_schedule(term.weight)(step)
+            weights[term.name] = weight * size.to(total.device) if term.is_mean else weight
         for term in self.terms:
             if term.name not in values:
                 continue
-            weight: float | Tensor = as_schedule(term.weight)(step)
-            if term.is_mean:
-                weight = weight * size.to(total.device)
+            weight = weights[term.name]
             if term.balance is not None:
-                reference = sum(values[name] for name in term.balance.against if name in values)
+                against = [name for name in term.balance.against if name in values]
+                reference = sum(weights[name] * values[name] for name in against)
                 weight = weight * term.balance(torch.as_tensor(reference), values[term.name])
             total = total + weight * values[term.name]
         if self.per_voxel:

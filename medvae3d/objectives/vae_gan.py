@@ -10,8 +10,10 @@ gradient reaches the encoder.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +21,13 @@ from torch import Tensor, nn
 from medvae3d.errors import SettingError
 from medvae3d.models.latent import LatentModel
 from medvae3d.numerics import sum_per_sample
-from medvae3d.objectives.adversarial import AdversarialScore, Discriminator, judging, pair
+from medvae3d.objectives.adversarial import (
+    AdaptiveWeight,
+    AdversarialScore,
+    Discriminator,
+    judging,
+    pair,
+)
 from medvae3d.objectives.samples import SampleScore
 from medvae3d.objectives.terms import (
     Batch,
@@ -27,6 +35,7 @@ from medvae3d.objectives.terms import (
     Term,
     TermValue,
     absolute_error,
+    head_nll,
     one_sample_kl,
 )
 
@@ -41,17 +50,28 @@ class FeatureError:
     Attributes:
         discriminator: Gives the features. Its parameters receive no gradient from this term.
         level: Which of its feature maps, as an index of what it returns without the logits.
+        relative: Whether to give the mean over elements instead of their sum, as a share of the
+            mean square of the features of real volumes. The features of a discriminator with batch
+            norm are of size 1; those of one whose weights are normalised are of any size, and
+            shrink from level to level.
+        start: First step at which the term counts.
     """
 
     discriminator: Discriminator
     level: int = -1
+    relative: bool = False
+    start: int = 0
 
     def __call__(self, trace: Trace, batch: Batch) -> Tensor:
         with torch.no_grad():
             wanted = self.discriminator(pair(batch, trace=trace, real=True))[:-1][self.level]
         with judging(self.discriminator):
             found = self.discriminator(pair(batch, trace=trace, real=False))[:-1][self.level]
-        return 0.5 * sum_per_sample((wanted.float() - found.float()).square())
+        wanted, found = wanted.float(), found.float()
+        error = 0.5 * sum_per_sample((wanted - found).square())
+        if not self.relative:
+            return error
+        return error / (wanted.square().mean().clamp_min(1e-12) * wanted[0].numel())
 
 
 @dataclass(frozen=True)
@@ -86,40 +106,61 @@ def vae_gan_objectives(
     *,
     beta: float = 1.0,
     gamma: float = 1.0,
-    voxel_weight: float = 0.1,
+    voxel_weight: float = 2.0,
+    mask_weight: float = 3.0,
+    adversarial_weight: float = 0.1,
+    adversarial_start: int = 0,
     level: int = -1,
 ) -> tuple[Objective, Objective]:
     r"""The objectives of encoder and decoder.
 
     .. math::
-        L_E &= \beta\,\mathrm{KL} + L_\mathrm{feat} + w\,\|x - \hat x\|_1 \\
-        L_D &= \gamma \big[L_\mathrm{feat} + w\,\|x - \hat x\|_1\big]
-            - N \big[\log D(\hat x) + \log D(x_p)\big]
+        R &= N L_\mathrm{feat} + w\,\|x - \hat x\|_1 - w_m \log p(m \mid z) \\
+        L_E &= \beta\,\mathrm{KL} + R \\
+        L_D &= \gamma R - a \big[\lambda \log D(\hat x) + \lambda_p \log D(x_p)\big]
+
+    The error of features is relative to their size. The factors :math:`\lambda` and
+    :math:`\lambda_p` give either score a gradient of the norm of that of :math:`\gamma R` at the
+    decoder's last layer, in every step
+    (:class:`~medvae3d.objectives.adversarial.AdaptiveWeight`): what a score weighs beside a
+    reconstruction depends neither on the size of a volume nor on how far either has come.
 
     Args:
         model: Whose decoder makes the samples.
         discriminator: Gives features and scores.
         beta: Weight of the KL.
         gamma: Weight :math:`\gamma` of the reconstruction in the decoder.
-        voxel_weight: Weight :math:`w` of absolute differences of the image; 0 for the paper's
-            losses.
+        voxel_weight: Weight :math:`w` of absolute differences of the image; 0 for features alone.
+        mask_weight: Weight :math:`w_m` of the likelihood of the mask, if the model makes one.
+        adversarial_weight: Strength :math:`a` of each score beside the reconstruction.
+        adversarial_start: First step of scores and features. A decoder that has learned nothing yet
+            would answer a discriminator with a pattern of its up-sampling.
         level: See `FeatureError`.
 
     References:
         Larsen et al., "Autoencoding beyond pixels using a learned similarity metric", 2016.
     """
-    features = FeatureError(discriminator, level)
+    features = FeatureError(discriminator, level, relative=True, start=adversarial_start)
 
     def rebuilt(weight: float) -> list[Term]:
-        terms = [Term("features", features, weight=weight)]
-        if voxel_weight:
+        terms = [Term("features", features, weight=weight, is_mean=True)]
+        if voxel_weight and "image" in model.heads:
             terms.append(Term("absolute_error", absolute_error, weight=weight * voxel_weight))
+        if mask_weight and "mask" in model.heads:
+            mask_nll = partial(head_nll, head="mask")
+            terms.append(Term("mask_nll", mask_nll, weight=weight * mask_weight))
         return terms
 
+    against = tuple(term.name for term in rebuilt(gamma))
+    last = cast(nn.Parameter, model.decoder.output.conv.weight)
     fakes: dict[str, TermValue] = {
-        "adversarial": AdversarialScore(discriminator, kind="logistic"),
-        "adversarial_samples": SampleScore(model, discriminator, kind="logistic"),
+        "adversarial": AdversarialScore(discriminator, adversarial_start, "logistic"),
+        "adversarial_samples": SampleScore(model, discriminator, adversarial_start, "logistic"),
     }
-    scores = [Term(name, score, is_mean=True) for name, score in fakes.items()]
+    scores = [
+        # The reconstruction is a sum over voxels and the score a mean, hence no upper limit.
+        Term(name, score, adversarial_weight, balance=AdaptiveWeight(last, against, math.inf))
+        for name, score in fakes.items()
+    ]
     encoder = Objective([Term("kl", one_sample_kl, weight=beta), *rebuilt(1.0)], per_voxel=True)
     return encoder, Objective([*rebuilt(gamma), *scores], per_voxel=True)

@@ -34,6 +34,7 @@ class BalancedDecoderPlayer(PartModelPlayer):
         *args: See `ModelPlayer`.
         discriminator: Whose costs are measured.
         equilibrium: The rule.
+        adversarial_start: First step in which it holds; before, the decoder learns by itself.
         **options: See `ModelPlayer`.
     """
 
@@ -42,13 +43,18 @@ class BalancedDecoderPlayer(PartModelPlayer):
         *args: Any,
         discriminator: nn.Module,
         equilibrium: Equilibrium | None = None,
+        adversarial_start: int = 0,
         **options: Any,
     ) -> None:
         super().__init__(*args, **options)
         self.discriminator = discriminator
         self.equilibrium = equilibrium or Equilibrium()
+        self.adversarial_start = adversarial_start
 
     def play(self, turn: Turn, autocast: Any) -> None:
+        if turn.step < self.adversarial_start:
+            super().play(turn, autocast)
+            return
         batch = self.select(turn.batch) if self.select else turn.batch
         if not len(batch["mask"]):
             self._update(None, turn)

@@ -154,6 +154,20 @@ def test_a_balanced_term_has_the_gradient_of_the_reconstruction():
     assert (of_all - of_l1).norm().item() == pytest.approx(of_l1.norm().item(), rel=1e-2)
 
 
+@pytest.mark.parametrize(("weight", "is_mean"), [(0.3, False), (5.0, True)])
+def test_a_term_is_balanced_against_others_as_they_are_weighted(weight, is_mean):
+    batch = small_batch()
+    model = small_model()
+    trace = model.trace(batch, torch.Generator().manual_seed(1))
+    layer = model.decoder[-1].weight
+    balance = AdaptiveWeight(layer, ("l1",), 1e12)
+    l1 = Term("l1", absolute_error, weight, is_mean=is_mean)
+    both = Objective(l1, Term("adversary", AdversarialScore(discriminator()), balance=balance))
+    of_l1 = torch.autograd.grad(Objective(l1)(trace, batch, 0)[0], layer, retain_graph=True)[0]
+    of_all = torch.autograd.grad(both(trace, batch, 0)[0], layer)[0]
+    assert (of_all - of_l1).norm().item() == pytest.approx(of_l1.norm().item(), rel=1e-2)
+
+
 def test_without_gradients_the_balanced_term_is_logged_and_does_not_count():
     batch = small_batch()
     model = small_model()

@@ -84,9 +84,13 @@ def test_without_made_volumes_the_encoder_has_the_bound_of_a_beta_vae():
     bound = 0.5 * 20 + 2 * 3
     alone = numbers(3, 20)
     assert SoftIntrospection(0.5, 2).encoder_loss(alone).item() == pytest.approx(bound / 10)
-    assert HingeIntrospection(9, 0.5, 2).encoder_loss(alone).item() == pytest.approx(bound)
+    assert HingeIntrospection(9, w_rec=0.5, w_kl=2).encoder_loss(alone).item() == pytest.approx(
+        bound
+    )
     # ... and so has the one that ignores them.
-    assert HingeIntrospection(9, 0.5, 2, w_neg=0).encoder_loss(SEEN).item() == pytest.approx(bound)
+    assert HingeIntrospection(9, w_rec=0.5, w_kl=2, w_neg=0).encoder_loss(
+        SEEN
+    ).item() == pytest.approx(bound)
 
 
 def sized(seen, size):
@@ -104,20 +108,31 @@ def test_by_default_the_divergence_is_weighed_as_published_for_images_of_that_si
     assert found == pytest.approx(-2 * 6 * beta_neg / size)
 
 
-@pytest.mark.parametrize(
-    ("side", "margin", "w_rec", "near"), [(256, 120, 0.05, 1e-6), (1024, 500, 0.01, 0.3)]
-)
-def test_by_default_margin_and_error_weigh_as_published_for_images_of_that_size(
-    side, margin, w_rec, near
-):
-    hinge, size = HingeIntrospection(w_rec=None), torch.tensor(3.0 * side**2)
-    assert hinge.margin_of(size).item() == pytest.approx(margin, rel=near)
-    assert hinge.w_rec_of(size).item() == pytest.approx(w_rec, rel=near)
-    seen = sized(SEEN, 3 * side**2)
-    given = HingeIntrospection(hinge.margin_of(size).item(), hinge.w_rec_of(size).item())
-    assert hinge.encoder_loss(seen).item() == pytest.approx(given.encoder_loss(seen).item())
-    assert hinge.decoder_loss(seen).item() == pytest.approx(given.decoder_loss(seen).item())
-    assert hinge.report(seen)["margin"] == hinge.margin_of(size)
+def test_by_default_the_margin_follows_the_divergence_of_real_volumes_without_a_gradient():
+    kl = torch.tensor([2.0, 4.0], requires_grad=True)
+    made = Seen(torch.tensor([1.0, 4.0]), torch.zeros(2))
+    seen = Introspection(Seen(kl, torch.zeros(2)), {"sampled": made}, torch.tensor(10.0), None)
+    hinge = HingeIntrospection(margin_ratio=1.5)
+    assert hinge.margin_for(seen).item() == pytest.approx(4.5)
+    assert hinge.report(seen)["margin"] == hinge.margin_for(seen)
+    loss = hinge.encoder_loss(seen)
+    assert loss.item() == pytest.approx(3 + 0.25 * (3.5 + 0.5) / 2)
+    (slope,) = torch.autograd.grad(loss, kl)
+    assert slope.tolist() == [0.5, 0.5], "that of the mean divergence alone"
+
+
+def test_a_sharpness_that_follows_pushes_with_half_of_what_draws_where_made_equals_real():
+    """Gradients of the encoder by the divergence of real volumes and of both made ones."""
+    kls = [torch.tensor([30.0], requires_grad=True) for _ in range(3)]
+    real, *made = (Seen(kl, torch.zeros(1)) for kl in kls)
+    made = dict(zip(("rebuilt", "sampled"), made, strict=True))
+    seen = Introspection(real, made, torch.tensor(3456.0), None)
+    soft = SoftIntrospection(beta_kl=2, beta_neg=8, alpha=None)
+    draw, *push = torch.autograd.grad(soft.encoder_loss(seen), kls)
+    assert draw.item() == pytest.approx(2 / 3456)
+    assert sum(push).item() == pytest.approx(-0.5 * draw.item(), rel=1e-5)
+    for exponent in soft.exponents(seen).values():
+        assert exponent.item() == pytest.approx(-math.log(2 * 8 / 2), rel=1e-5)
 
 
 def test_the_range_of_exponents_is_reported():
@@ -216,5 +231,7 @@ def test_models_whose_encoder_could_tell_by_other_means_are_refused():
         require_introspective(latent_model(SHAPE, heads=("image",), **sizes))
     with pytest.raises(SettingError, match="margin"):
         HingeIntrospection(margin=0)
+    with pytest.raises(SettingError, match="margin_ratio"):
+        HingeIntrospection(margin_ratio=1.0)
     with pytest.raises(SettingError, match="judge"):
         introspect(model(), batch(), None, "judge")

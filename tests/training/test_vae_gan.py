@@ -95,7 +95,7 @@ def test_each_of_three_players_changes_its_own_parameters_alone(turn):
 
 def test_the_encoder_has_no_adversarial_term():
     encoder, decoder = vae_gan_objectives(model(), judge())
-    assert [term.name for term in encoder.terms] == ["kl", "features", "absolute_error"]
+    assert [term.name for term in encoder.terms] == ["kl", "features", "absolute_error", "mask_nll"]
     assert "adversarial" in [term.name for term in decoder.terms]
 
 
@@ -110,9 +110,28 @@ def test_the_feature_error_is_half_a_squared_distance_and_0_for_equal_volumes():
     assert found.tolist() == pytest.approx(
         (0.5 * (real - fake).square().flatten(1).sum(1)).tolist(), rel=1e-5
     )
+    share = FeatureError(discriminator, 0, relative=True)(trace, data)
+    wanted = 0.5 * (real - fake).square().flatten(1).mean(1) / real.square().mean()
+    assert share.tolist() == pytest.approx(wanted.tolist(), rel=1e-5)
     image = {**data, "image": trace.heads["image"].mode().detach()}
     only_image = lambda x: [x[:, :1], x]
     assert FeatureError(only_image)(trace, image).tolist() == [0, 0]
+
+
+def test_each_score_has_its_share_of_the_gradient_of_the_reconstruction_at_the_last_layer():
+    network, discriminator, data = model(), judge().eval(), batch()
+    last = network.decoder.output.conv.weight
+
+    def gradient(**options):
+        trace = network.trace(data, torch.Generator().manual_seed(0))
+        _, decoder = vae_gan_objectives(network, discriminator, gamma=2.0, **options)
+        return torch.autograd.grad(decoder(trace, data, 0)[0], last)[0]
+
+    plain = gradient(adversarial_weight=0.0)
+    judged = gradient(adversarial_weight=0.1) - plain
+    # Two scores of a tenth each, which point the same way or not.
+    assert 0 < judged.norm() <= 0.2001 * plain.norm()
+    torch.testing.assert_close(gradient(adversarial_weight=0.3) - plain, 3 * judged)
 
 
 @pytest.mark.parametrize(
@@ -128,6 +147,33 @@ def test_the_feature_error_is_half_a_squared_distance_and_0_for_equal_volumes():
 )
 def test_who_is_ahead_rests(real, fake, wanted):
     assert Equilibrium(0.68, 0.4)(real, fake) == wanted
+
+
+def test_before_the_start_of_the_discriminator_nobody_asks_it():
+    def nobody(volume):
+        raise AssertionError("too early")
+
+    network, discriminator = model(), judge()
+    encoder, decoder = vae_gan_objectives(network, discriminator, adversarial_start=3)
+    trace = network.trace(batch(), torch.Generator().manual_seed(0))
+    discriminator.forward = nobody
+    for objective in (encoder, decoder):
+        _, values = objective(trace, batch(), 2)
+        assert not any(values[name] for name in values if name in ("features", "adversarial"))
+        with pytest.raises(AssertionError, match="too early"):
+            objective(trace, batch(), 3)
+    adam = torch.optim.Adam(decoder_side(network).parameters(), 1e-3)
+    player = BalancedDecoderPlayer(
+        network,
+        decoder,
+        adam,
+        name="decoder",
+        discriminator=discriminator,
+        adversarial_start=3,
+    )
+    before = weights(network.decoder)
+    assert "decoder/real_cost" not in play([player], 2)
+    assert changed(before, network.decoder)
 
 
 def test_who_rests_keeps_its_weights_and_the_log_says_so():
