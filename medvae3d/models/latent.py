@@ -225,15 +225,28 @@ class LatentModel(nn.Module):
         return self.embedding(attributes.float())
 
     def encoder_input(
-        self, batch: Batch, condition: Condition, generator: torch.Generator | None = None
+        self,
+        batch: Batch,
+        condition: Condition,
+        generator: torch.Generator | None = None,
+        *,
+        hiding: bool = True,
     ) -> Tensor:
-        """Stacks what the encoder reads, with a channel that says what was observed."""
+        """Stacks what the encoder reads, with a channel that says what was observed.
+
+        Args:
+            batch: See the class.
+            condition: What the model is told.
+            generator: Source of what is hidden.
+            hiding: Whether, while training, channels and masks are hidden at random.
+        """
+        hiding = hiding and self.training
         parts = []
         if "image" in self.inputs:
             image = batch["image"].float()
             valid = batch.get("valid")
             valid = torch.ones_like(image) if valid is None else valid.to(image).expand_as(image)
-            if self.training and self.channel_dropout:
+            if hiding and self.channel_dropout:
                 valid = valid * _kept_channels(valid, 1 - self.channel_dropout, generator)
             parts += [_seen(image, valid), valid]
         if "mask" in self.inputs:
@@ -246,7 +259,7 @@ class LatentModel(nn.Module):
                 seen = torch.ones_like(mask, dtype=torch.float32)
                 if batch.get("mask_valid") is not None:
                     seen = seen * batch["mask_valid"].to(seen)
-                if self.training and self.mask_dropout:
+                if hiding and self.mask_dropout:
                     keep = coin(1 - self.mask_dropout, mask, generator)
                     seen = seen * keep.reshape(-1, 1, 1, 1, 1)
             labels = batch.get("mask_probability")
@@ -277,6 +290,11 @@ class LatentModel(nn.Module):
 
     def read_input(self, x: Tensor, condition: Condition) -> tuple[Tensor, Posterior]:
         """The same from what the encoder reads, as `encoder_input` stacks it."""
+        features, parameters = self.encoded(x, condition)
+        return features, self.posterior(parameters)
+
+    def encoded(self, x: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
+        """The encoder's last feature map, and what its head makes a posterior's features of it."""
         if self.encoder is None:
             raise SettingError(
                 "this model has no encoder: it makes volumes from noise and cannot read or rebuild "
@@ -285,7 +303,7 @@ class LatentModel(nn.Module):
             )
         vector = self.vector_of(condition, x) if self.encode_attributes else None
         features = self.encoder.features(x, vector)
-        return features, self.posterior(self.encoder.head(features))
+        return features, self.encoder.head(features)
 
     def decode(self, z: Tensor, condition: Condition) -> dict[str, Any]:
         """Gives one distribution per head."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
+from medvae3d.errors import SettingError
+from medvae3d.models.latent import LatentModel
 from medvae3d.objectives.terms import Batch, Objective, Term, nll, one_sample_kl, overlap
-from medvae3d.probability.codebook import Codes
+from medvae3d.probability.codebook import Codebooks, Codes
 
 if TYPE_CHECKING:
-    from medvae3d.models.latent import Trace
+    from medvae3d.models.traces import Trace
 
 
 def commitment(trace: Trace, batch: Batch) -> Tensor:
@@ -25,18 +28,56 @@ def perplexity(trace: Trace, batch: Batch) -> Tensor:
     return least.expand(len(trace.first_z)).detach()
 
 
-def code_objective(*, commitment_weight: float = 0.25, overlap_weight: float = 0.0) -> Objective:
+@dataclass(frozen=True)
+class Return:
+    r"""How far the decoded is from being encoded to the codes it was made of, ``(B,)``.
+
+    Between two codes a small change decides, and what is decoded is smoother than what was seen;
+    without this, a part of the codes is not what comes back. The encoder is shown the mode of the
+    image and the most likely labels, the gradient of the latter handed on to their probabilities.
+
+    Attributes:
+        model: Whose encoder and codebook are asked.
+    """
+
+    model: LatentModel
+
+    def __call__(self, trace: Trace, batch: Batch) -> Tensor:
+        parts = dict(batch)
+        if "image" in trace.heads:
+            parts["image"] = trace.heads["image"].mode()
+        if "mask" in trace.heads:
+            head = trace.heads["mask"]
+            soft = head.foreground()
+            hard = head.encode(head.mode().to(soft))
+            parts["mask_probability"] = soft + (hard - soft).detach()
+        x = self.model.encoder_input(parts, trace.condition, hiding=False)
+        features = self.model.encoded(x, trace.condition)[1]
+        codebooks = cast(Codebooks, self.model.posterior)
+        return codebooks.misnaming(features, cast(Codes, trace.posterior).indices)
+
+
+def code_objective(
+    model: LatentModel | None = None,
+    *,
+    commitment_weight: float = 0.25,
+    return_weight: float = 0.0,
+    overlap_weight: float = 0.0,
+) -> Objective:
     r"""The bound of a joint VQ-VAE, and the commitment of its encoder.
 
     .. math::
-        -\log p(x, m \mid z) + T \log K + b N\, \overline{\|z_e - \mathrm{sg}[e]\|^2} + w_o N L_o
+        -\log p(x, m \mid z) + T \log K + b N\, \overline{\|z_e - \mathrm{sg}[e]\|^2}
+        + w_r N L_r + w_o N L_o
 
     The second term is a constant; it stands here so that what is logged is a bound of the evidence.
     Codes follow running means, so no term moves them. The use of the codebook is logged beside the
     terms and counts for nothing.
 
     Args:
+        model: The model, for the term that asks it; needed with ``return_weight``.
         commitment_weight: Weight :math:`b`, against a reconstruction in nats a voxel.
+        return_weight: Weight :math:`w_r` of `Return`.
         overlap_weight: Weight :math:`w_o` of one minus the soft Dice of the mask.
 
     References:
@@ -48,6 +89,10 @@ def code_objective(*, commitment_weight: float = 0.25, overlap_weight: float = 0
         Term("commitment", commitment, weight=commitment_weight, is_mean=True),
         Term("perplexity", perplexity, weight=0.0),
     ]
+    if return_weight and model is None:
+        raise SettingError(f"return_weight {return_weight} without a model. Set `model` too.")
+    if return_weight and model is not None:
+        terms.append(Term("return", Return(model), weight=return_weight, is_mean=True))
     if overlap_weight:
         terms.append(Term("overlap", overlap, weight=overlap_weight, is_mean=True))
     return Objective(terms, per_voxel=True)

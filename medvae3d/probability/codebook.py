@@ -128,10 +128,21 @@ class Codebook(nn.Module):
         share = self.counts / self.counts.sum()
         return torch.special.entr(share).sum().exp()
 
+    @property
+    def spacing(self) -> Tensor:
+        """Mean squared distance of a code to its nearest neighbour, a scalar."""
+        own = torch.eye(self.size, dtype=torch.bool, device=self.codes.device)
+        square = self.codes.square().sum(1, keepdim=True)
+        others = (square + self.distances(self.codes)).masked_fill(own, math.inf)
+        return others.amin(1).mean().clamp_min(EPSILON)
+
+    def distances(self, vectors: Tensor) -> Tensor:
+        """Squared distance to each code, less the vector's own square, ``(M, D)`` to ``(M, K)``."""
+        return self.codes.square().sum(1) - 2 * vectors @ self.codes.T
+
     def nearest(self, vectors: Tensor) -> Tensor:
         """Index of the nearest code, ``(M, D)`` to ``(M,)``."""
-        far = self.codes.square().sum(1) - 2 * vectors @ self.codes.T
-        return far.argmin(1)
+        return self.distances(vectors).argmin(1)
 
     @torch.no_grad()
     def learn(self, vectors: Tensor) -> None:
@@ -304,6 +315,26 @@ class Codebooks(nn.Module):
             vectors = part.movedim(1, -1).reshape(-1, self.features).to(book.codes)
             found.append(book.nearest(vectors).reshape(len(part), *part.shape[2:]))
         return tuple(found)
+
+    def misnaming(self, features: Tensor, indices: Sequence[Tensor]) -> Tensor:
+        r"""How far features are from being given some names, ``(B,)``, a mean over places.
+
+        The cross-entropy in nats of :math:`p(k \mid z) \propto \exp(-4 \|z - e_k\|^2 / s^2)`,
+        where :math:`s^2` is the mean squared distance of a code to its neighbour; mean over levels.
+        Codes are neither moved nor taught.
+        """
+        found = []
+        with float32_island(features.device.type):
+            z = at_least_float32(features)
+            chunks = z.chunk(len(self.grids), 1)
+            for part, (grid, book), index in zip(chunks, self._levels, indices, strict=True):
+                if grid != part.shape[2:]:
+                    part = F.avg_pool3d(part, 2)
+                vectors = part.movedim(1, -1).reshape(-1, self.features)
+                logits = -4 * book.distances(vectors) / book.spacing
+                missed = F.cross_entropy(logits, index.flatten(), reduction="none")
+                found.append(missed.reshape(len(part), -1).mean(1))
+        return torch.stack(found).mean(0)
 
     def embed(self, indices: Sequence[Tensor]) -> Tensor:
         """The latent that some codes stand for."""

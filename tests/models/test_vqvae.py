@@ -38,7 +38,7 @@ def balls(count, seed):
 
 
 class Trained:
-    def __init__(self, levels=1, steps=300, prior_steps=800):
+    def __init__(self, levels=1, steps=900, prior_steps=800):
         torch.manual_seed(0)
         self.network = vqvae(
             SHAPE,
@@ -60,7 +60,7 @@ class Trained:
         self.network.statistics.fit_attributes(volumes)
         player = CodebookPlayer(
             self.network,
-            code_objective(),
+            code_objective(self.network, return_weight=0.2),
             adamw(self.network, 3e-3),
             dataset=self.cases,
             clip_norm=5.0,
@@ -111,7 +111,7 @@ def test_rebuilding_unseen_balls_beats_the_mean_ball(trained):
 
 @pytest.mark.slow
 def test_what_is_decoded_is_encoded_to_the_same_codes(trained):
-    """Below the 95 % that would be wished for: 0.83 was found on unseen cases."""
+    """0.95 was found on unseen cases, and 0.90 without the term that asks for it."""
     batch = trained.unseen
     with torch.no_grad():
         first = trained.encode(batch)
@@ -124,7 +124,7 @@ def test_what_is_decoded_is_encoded_to_the_same_codes(trained):
             }
         )
     same = (first.indices[0] == again.indices[0]).float().mean()
-    assert same > 0.75
+    assert same > 0.92
 
 
 @pytest.mark.slow

@@ -156,3 +156,25 @@ def test_a_codebook_larger_than_the_data_can_fill_is_refused_with_what_would_do(
 def test_codebooks_without_meaning_are_refused(options):
     with pytest.raises(SettingError, match="allowed"):
         Codebooks(**({"grid": (2, 2, 2)} | options))
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+def test_misnaming_is_the_cross_entropy_of_distances_and_teaches_features_alone(levels):
+    books = Codebooks((4, 4, 4), 8, 3, levels).eval()
+    z = features(channels=3 * levels).requires_grad_()
+    names = books.indices(features(channels=3 * levels, seed=1))
+    found = books.misnaming(z, names)
+    wanted = []
+    for part, book, index in zip(z.chunk(levels, 1), books.books, names, strict=True):
+        if part.shape[2:] != index.shape[1:]:
+            part = torch.nn.functional.avg_pool3d(part, 2)
+        far = torch.cdist(part.movedim(1, -1).reshape(2, -1, 3), book.codes.expand(2, -1, -1))
+        near = torch.cdist(book.codes, book.codes) + 1e9 * torch.eye(8)
+        chance = (-4 * far.square() / near.amin(1).square().mean()).log_softmax(-1)
+        wanted.append(-chance.gather(-1, index.reshape(2, -1, 1)).mean((1, 2)))
+    assert found.tolist() == pytest.approx(torch.stack(wanted).mean(0).tolist(), rel=1e-4)
+    (slope,) = torch.autograd.grad(found.sum(), z)
+    assert slope.abs().max() > 0
+    exact = books.embed(books.indices(z.detach()))
+    own = books.misnaming(exact, books.indices(exact))
+    assert (own < books.misnaming(exact + 0.5, books.indices(exact))).all()
