@@ -33,6 +33,7 @@ from medvae3d.flows.riemannian import RiemannianFlow
 from medvae3d.models import zoo
 from medvae3d.models.latent import LatentModel
 from medvae3d.networks.blocks import channels_last
+from medvae3d.networks.folding import Folded
 from medvae3d.networks.metrics import MetricNetwork
 from medvae3d.objectives.terms import Objective, Term, nll, one_sample_kl
 from medvae3d.probability.likelihoods import GaussianHead
@@ -50,7 +51,7 @@ def encoder_layers(in_channels: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def decoder_layers(edge: int) -> nn.Sequential:
+def decoder_layers(edge: int, kind: type[nn.Sequential] = nn.Sequential) -> nn.Sequential:
     side = edge // 16
     layers: list[nn.Module] = [
         nn.Linear(LATENT, CHANNELS[-1] * side**3),
@@ -60,7 +61,7 @@ def decoder_layers(edge: int) -> nn.Sequential:
     for narrower in (*CHANNELS[-2::-1], CHANNELS[0]):
         layers += [nn.Upsample(scale_factor=2), nn.Conv3d(width, narrower, 3, padding=1), nn.SiLU()]
         width = narrower
-    return nn.Sequential(*layers, nn.Conv3d(width, 1, 3, padding=1))
+    return kind(*layers, nn.Conv3d(width, 1, 3, padding=1))
 
 
 class OurEncoder(nn.Module):
@@ -78,7 +79,7 @@ class OurEncoder(nn.Module):
 class OurDecoder(nn.Module):
     def __init__(self, edge: int) -> None:
         super().__init__()
-        self.body = decoder_layers(edge)
+        self.body = decoder_layers(edge, Folded)
         self.output = SimpleNamespace(conv=self.body[-1], stride=(1, 1, 1))
 
     def forward(self, z: torch.Tensor, vector: Any = None, maps: Any = None) -> torch.Tensor:
