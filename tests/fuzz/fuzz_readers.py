@@ -1,4 +1,4 @@
-"""Coverage-guided fuzzing of what reads text: lists, manifests, records, options, bundles, tars.
+"""Coverage-guided fuzzing of readers: lists, manifests, records, options, bundles, tars, headers.
 
 ``make fuzz`` runs it for ten minutes. Each input is written to a file and read as that kind of file
 is read by the commands; anything but an error of ours is a crash, whose input is kept. Half of the
@@ -25,15 +25,19 @@ with atheris.instrument_imports(include=["medvae3d"]):
     from medvae3d.apps.run_options import read_config
     from medvae3d.apps.trust import foreign
     from medvae3d.data.datalists import as_monai, read_datalist
+    from medvae3d.data.importing.common import read_itk
     from medvae3d.data.importing.layouts import find_layout
+    from medvae3d.data.importing.slices import is_dicom, read_header, sort_slices
     from medvae3d.data.manifests import read_manifest
+    from medvae3d.studies.cells import Cell, cell_file, read_cell
     from medvae3d.synthesis.records import read_records, rejections
+    from medvae3d.training.logs import ValidationWriter, read_history
 
 from medvae3d.errors import MedvaeError
 
 # Memory files where there are some: a disk would be the slowest part.
 HOME = Path(tempfile.mkdtemp(dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
-WORDS = (
+WORDS = [
     "training", "validation", "testing", "test", "image", "label", "subject", "case", "class",
     "split", "labels", "channels", "0", "1", "channel_names", "modality", "name", "licence",
     "url", "note", "source", "title", "citations", "label_values", "spacing", "values", "size",
@@ -42,7 +46,7 @@ WORDS = (
     "seed", "weights_sha256", "index", "file_ending", "numTraining", "imports", "network_def",
     "_target_", "_mode_", "references", "command", "host", "count", "a.nii", "b.nii.gz",
     "{subject}/{visit}.nii.gz", "fuzz", "../x", "/etc/passwd", "$1", "%a", "._x",
-)  # fmt: skip
+]  # fmt: skip
 COUNTS: Counter[str] = Counter()
 
 
@@ -116,9 +120,39 @@ def as_tar(path: Path) -> None:
     find_layout(path.replace(path.with_suffix(".tar")))
 
 
+def as_nrrd(path: Path) -> None:
+    read_itk(path.replace(HOME / "itk" / "fuzz.nrrd"))
+
+
+def as_mha(path: Path) -> None:
+    read_itk(path.replace(HOME / "itk" / "fuzz.mha"))
+
+
+def as_slice(path: Path) -> None:
+    path = path.replace(HOME / "itk" / "fuzz.dcm")
+    if is_dicom(path):
+        sort_slices([read_header(path)] * 2, "fuzz")
+
+
+def as_cell(path: Path) -> None:
+    cell = Cell(1, 1.0, "fuzz", 0)
+    path.replace(cell_file(HOME, cell))
+    read_cell(HOME, cell)
+
+
+def as_curve(path: Path) -> None:
+    read_history(path)
+
+
+def as_validation(path: Path) -> None:
+    ValidationWriter(str(path))._lines()
+
+
 TARGETS: tuple[Callable[[Path], None], ...] = (
     as_list, as_opened, as_manifest, as_record, as_bundle, as_options, as_yaml, as_dataset, as_tar,
+    as_nrrd, as_mha, as_slice, as_cell, as_curve, as_validation,
 )  # fmt: skip
+BYTES = (as_tar, as_nrrd, as_mha, as_slice)
 
 
 def one_input(content: bytes) -> None:
@@ -127,7 +161,7 @@ def one_input(content: bytes) -> None:
         return
     target = TARGETS[content[0] % len(TARGETS)]
     text = content[2:]
-    if content[1] % 2 and target is not as_tar:
+    if content[1] % 2 and target not in BYTES:
         made = value(atheris.FuzzedDataProvider(text))
         text = json.dumps(made).encode()
     path = HOME / "fuzz.json"
@@ -143,6 +177,8 @@ def one_input(content: bytes) -> None:
 if __name__ == "__main__":
     import atexit
 
+    for name in ("itk", "cells"):
+        (HOME / name).mkdir()
     atexit.register(lambda: print(dict(COUNTS), file=sys.stderr))
     atheris.Setup(sys.argv, one_input)
     atheris.Fuzz()

@@ -10,11 +10,15 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
 # In the order of the targets in `fuzz_readers.py`.
-KINDS = ("list", "opened", "manifest", "record", "bundle", "options", "yaml", "dataset", "tar")
+KINDS = ("list", "opened", "manifest", "record", "bundle", "options", "yaml", "dataset", "tar",
+         "nrrd", "mha", "slice", "cell", "curve", "validation")  # fmt: skip
+sys.path.append(str(REPOSITORY / "tests"))
 
 
 def contents() -> dict[str, list[bytes]]:
     """Whole files by kind."""
+    from hostile import make_sources
+
     case = {"image": ["a_t1.nii.gz", None], "label": "b.nii.gz", "subject": "s", "class": "x"}
     listed = {"name": "n", "labels": {"0": "background", "1": "lesion"}, "training": [case],
               "validation": ["c.nii.gz"], "channels": ["T1", "PET"]}  # fmt: skip
@@ -30,6 +34,8 @@ def contents() -> dict[str, list[bytes]]:
             info = tarfile.TarInfo(name)
             info.size = 4
             made.addfile(info, io.BytesIO(b"{}  "))
+    cell = {"cell": {}, "means": {"dice": 0.5}, "scores": {"s": {"dice": 0.5}}, "p": [0.1],
+            "seconds": 1.5}  # fmt: skip
     manifests = (REPOSITORY / "data_manifests").glob("*.json")
     bundles = (REPOSITORY / "bundles").glob("*/configs/metadata.json")
     return {
@@ -42,6 +48,12 @@ def contents() -> dict[str, list[bytes]]:
         "yaml": [b"count: 3\n", b"count:\n - 3\n"],
         "dataset": [json.dumps(each).encode() for each in (raw, decathlon)],
         "tar": [archive.getvalue()],
+        "nrrd": [make_sources.nrrd(), make_sources.nrrd(b"", data_file="fuzz.nrrd")],
+        "mha": [make_sources.meta(), make_sources.meta(b"", ElementDataFile="fuzz.mha")],
+        "slice": [make_sources.plane(0)],
+        "cell": [json.dumps(cell).encode()],
+        "curve": [b"step,model/loss\n50,1.5\n100,\n"],
+        "validation": [b'{"epoch": 1.0, "score": 0.5}\n'],
     }
 
 
