@@ -23,6 +23,8 @@ UNDEFINED = 0xFFFFFFFF
 ITEM, ITEM_END, SEQUENCE_END, PIXELS = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD, 0x7FE00010
 LONG = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR",
                   b"UT", b"UV"})  # fmt: skip
+SHORT = frozenset({b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO",
+                   b"LT", b"PN", b"SH", b"SL", b"SS", b"ST", b"TM", b"UI", b"UL", b"US"})  # fmt: skip
 IMPLICIT, BIG_ENDIAN, DEFLATED = (
     "1.2.840.10008.1.2", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99",
 )  # fmt: skip
@@ -122,14 +124,21 @@ class Walk:
             kind, head = b"", 8
             if is_explicit:
                 kind = self.data[at + 4 : at + 6]
-                if len(kind) < 2 or not kind.isalpha() or not kind.isupper():
-                    raise ValueError(f"it has an element of the kind {kind!r} at byte {at}")
-                head = 12 if kind in LONG else 8
-            length = self.number(at + head - 4, 4) if head == 12 or not is_explicit else (
-                self.number(at + 6, 2)
-            )  # fmt: skip
+                head, length = self.explicit(at)
+            else:
+                length = self.number(at + 4, 4)
             at = self.value(tag, kind, at + head, length, end, depth)
         return at
+
+    def explicit(self, at: int) -> tuple[int, int]:
+        """Bytes of the head of an element that says its kind, and of its value."""
+        kind = self.data[at + 4 : at + 6]
+        if kind in LONG:
+            return 12, self.number(at + 8, 4)
+        if kind in SHORT:
+            return 8, self.number(at + 6, 2)
+        # Of kinds that it does not know, GDCM takes other bytes for the length.
+        raise ValueError(f"it has an element of the unknown kind {kind!r} at byte {at}")
 
     def value(self, tag: int, kind: bytes, at: int, length: int, end: int, depth: int) -> int:
         """Looks at the value of an element; returns the byte behind it."""
@@ -188,10 +197,7 @@ def walked(path: Path, syntax: str) -> Walk:
     head = Walk(data, is_explicit=True, is_little=True)
     at = 132
     while at < len(data) and head.number(at, 2) == 2:  # the group 0002 is always plain
-        kind = data[at + 4 : at + 6]
-        size = 12 if kind in LONG else 8
-        length = head.number(at + size - 4, 4) if size == 12 else head.number(at + 6, 2)
-        at += size + length
+        at += sum(head.explicit(at))
     if at >= len(data):
         raise ValueError("it ends before its first element")
     body = data[at:]
