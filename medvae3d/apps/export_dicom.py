@@ -295,7 +295,8 @@ def _patient(case: Case, facts: Mapping[str, Any], root: tuple[Any, ...]) -> dic
     name = letters(case.name if synthetic else case.subject)[:56]
     made = f"made by medvae3d {__version__}, {record.get('bundle', 'bundle unknown')}"
     return {
-        "PatientName": f"SYNTHETIC^{name}" if synthetic else name,
+        # A name of one part ends in the sign that parts them, or it would be taken for half a name.
+        "PatientName": f"SYNTHETIC^{name}" if synthetic else f"{name}^",
         "PatientID": name,
         "PatientBirthDate": "",
         "PatientSex": "",

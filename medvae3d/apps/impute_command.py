@@ -221,6 +221,7 @@ def _is_trained_for(bundle: Bundle) -> bool:
 def _write(bundle: Bundle, listed: DataList, cases: Sequence[Case], out: Path, wish: Wish) -> int:
     """Completed cases, records, list and picture, in a folder that appears whole."""
     from medvae3d.data.datalists import write_datalist
+    from medvae3d.data.importing.common import safe
     from medvae3d.data.staging import staged_folder
     from medvae3d.seeding import derive_generator
     from medvae3d.synthesis.imputing import impute_channels, read_partial, require_imputer
@@ -233,12 +234,12 @@ def _write(bundle: Bundle, listed: DataList, cases: Sequence[Case], out: Path, w
     size = {"of_any_size": model.is_local}
     for case in cases:
         read_partial(case.channels, case.label, bundle.recipe, case.name, **size)
-    names = [case.name for case in cases]
+    names = [safe(case.name) for case in cases]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise DataListError(
-            f"{twice[0]} is the name of several cases that lack a channel. Give each entry a "
-            f"`case` of its own."
+            f"{twice[0]} is the name of several cases that lack a channel, in letters, digits, "
+            f"dots and lines. Give each entry a `case` of its own."
         )
     classed = bool(model.statistics.classes)
     with staged_folder(out) as folder, progress("imputing") as advance:
@@ -281,11 +282,12 @@ def _write_case(
     """One completed case: files of what there was, as they are, and of what was made."""
     import shutil
 
+    from medvae3d.data.importing.common import safe
     from medvae3d.data.volumes import write_bytes, write_volume
     from medvae3d.synthesis.records import describe_channels, describe_grid, to_bytes
 
     recipe = bundle.recipe
-    name = f"{case.name}_s{wish.seed}_{index:03d}"
+    name = f"{safe(case.name)}_s{wish.seed}_{index:03d}"  # it becomes that of files
     for part in ("images", "labels", "records"):
         (folder / part).mkdir(exist_ok=True)
     files = []
