@@ -1,9 +1,9 @@
-r"""VAE-GAN: what a discriminator's features say of a reconstruction, in the place of voxels.
+r"""VAE-GAN: what a discriminator's features say of a reconstruction, beside its voxels.
 
 .. math::
     L_\mathrm{feat} = \tfrac12 \|D_l(x) - D_l(\hat x)\|^2
 
-is the reconstruction error of both sides of the VAE. The encoder minimises it beside the
+is part of the reconstruction error of both sides of the VAE. The encoder minimises it beside the
 divergence, the decoder beside the adversarial score of reconstructions and samples; no adversarial
 gradient reaches the encoder.
 """
@@ -106,33 +106,35 @@ def vae_gan_objectives(
     *,
     beta: float = 1.0,
     gamma: float = 1.0,
-    voxel_weight: float = 2.0,
+    voxel_weight: float = 5.0,
     mask_weight: float = 3.0,
-    adversarial_weight: float = 0.1,
+    feature_weight: float = 0.3,
+    adversarial_weight: float = 0.05,
     adversarial_start: int = 0,
     level: int = -1,
 ) -> tuple[Objective, Objective]:
     r"""The objectives of encoder and decoder.
 
     .. math::
-        R &= N L_\mathrm{feat} + w\,\|x - \hat x\|_1 - w_m \log p(m \mid z) \\
-        L_E &= \beta\,\mathrm{KL} + R \\
-        L_D &= \gamma R - a \big[\lambda \log D(\hat x) + \lambda_p \log D(x_p)\big]
+        R &= w\,\|x - \hat x\|_1 - w_m \log p(m \mid z) \\
+        L_E &= \beta\,\mathrm{KL} + R + w_f N L_\mathrm{feat} \\
+        L_D &= \gamma R + w_f \lambda_f L_\mathrm{feat}
+            - a \big[\lambda \log D(\hat x) + \lambda_p \log D(x_p)\big]
 
-    The error of features is relative to their size. The factors :math:`\lambda` and
-    :math:`\lambda_p` give either score a gradient of the norm of that of :math:`\gamma R` at the
-    decoder's last layer, in every step
-    (:class:`~medvae3d.objectives.adversarial.AdaptiveWeight`): what a score weighs beside a
-    reconstruction depends neither on the size of a volume nor on how far either has come.
+    The error of features is relative to their size. The factors :math:`\lambda` give what the
+    discriminator says a gradient of the norm of that of :math:`\gamma R` at the decoder's last
+    layer, in every step (:class:`~medvae3d.objectives.adversarial.AdaptiveWeight`): what it weighs
+    depends neither on the size of a volume nor on how far either has come.
 
     Args:
         model: Whose decoder makes the samples.
         discriminator: Gives features and scores.
         beta: Weight of the KL.
         gamma: Weight :math:`\gamma` of the reconstruction in the decoder.
-        voxel_weight: Weight :math:`w` of absolute differences of the image; 0 for features alone.
+        voxel_weight: Weight :math:`w` of absolute differences of the image.
         mask_weight: Weight :math:`w_m` of the likelihood of the mask, if the model makes one.
-        adversarial_weight: Strength :math:`a` of each score beside the reconstruction.
+        feature_weight: Weight :math:`w_f` of the features.
+        adversarial_weight: Strength :math:`a` of each score.
         adversarial_start: First step of scores and features. A decoder that has learned nothing yet
             would answer a discriminator with a pattern of its up-sampling.
         level: See `FeatureError`.
@@ -143,24 +145,38 @@ def vae_gan_objectives(
     features = FeatureError(discriminator, level, relative=True, start=adversarial_start)
 
     def rebuilt(weight: float) -> list[Term]:
-        terms = [Term("features", features, weight=weight, is_mean=True)]
-        if voxel_weight and "image" in model.heads:
-            terms.append(Term("absolute_error", absolute_error, weight=weight * voxel_weight))
-        if mask_weight and "mask" in model.heads:
+        terms = []
+        if "image" in model.heads:
+            terms.append(Term("absolute_error", absolute_error, weight * voxel_weight))
+        if "mask" in model.heads:
             mask_nll = partial(head_nll, head="mask")
-            terms.append(Term("mask_nll", mask_nll, weight=weight * mask_weight))
+            terms.append(Term("mask_nll", mask_nll, weight * mask_weight))
         return terms
 
     against = tuple(term.name for term in rebuilt(gamma))
     last = cast(nn.Parameter, model.decoder.output.conv.weight)
-    fakes: dict[str, TermValue] = {
-        "adversarial": AdversarialScore(discriminator, adversarial_start, "logistic"),
-        "adversarial_samples": SampleScore(model, discriminator, adversarial_start, "logistic"),
+    judged: dict[str, tuple[TermValue, float]] = {
+        "features": (features, feature_weight),
+        "adversarial": (
+            AdversarialScore(discriminator, adversarial_start, "logistic"),
+            adversarial_weight,
+        ),
+        "adversarial_samples": (
+            SampleScore(model, discriminator, adversarial_start, "logistic"),
+            adversarial_weight,
+        ),
     }
-    scores = [
-        # The reconstruction is a sum over voxels and the score a mean, hence no upper limit.
-        Term(name, score, adversarial_weight, balance=AdaptiveWeight(last, against, math.inf))
-        for name, score in fakes.items()
+    balanced = [
+        # The reconstruction is a sum over voxels and these are means, hence no upper limit.
+        Term(name, value, weight, balance=AdaptiveWeight(last, against, math.inf))
+        for name, (value, weight) in judged.items()
     ]
-    encoder = Objective([Term("kl", one_sample_kl, weight=beta), *rebuilt(1.0)], per_voxel=True)
-    return encoder, Objective([*rebuilt(gamma), *scores], per_voxel=True)
+    encoder = Objective(
+        [
+            Term("kl", one_sample_kl, weight=beta),
+            *rebuilt(1.0),
+            Term("features", features, weight=feature_weight, is_mean=True),
+        ],
+        per_voxel=True,
+    )
+    return encoder, Objective([*rebuilt(gamma), *balanced], per_voxel=True)
