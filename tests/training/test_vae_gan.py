@@ -118,7 +118,7 @@ def test_the_feature_error_is_half_a_squared_distance_and_0_for_equal_volumes():
     assert FeatureError(only_image)(trace, image).tolist() == [0, 0]
 
 
-def test_scores_and_features_have_their_share_of_the_gradient_of_the_reconstruction_at_the_last_layer():
+def test_scores_and_features_have_their_share_of_the_gradient_at_the_last_layer():
     network, discriminator, data = model(), judge().eval(), batch()
     last = network.decoder.output.conv.weight
 
