@@ -35,10 +35,12 @@ from medvae3d.apps.study_outcome import Found, write_results
 from medvae3d.apps.study_outcome import export_nnunet as export_arms
 from medvae3d.apps.study_samples import Supply
 from medvae3d.data.datalists import as_monai
+from medvae3d.data.stamps import digest_of
 from medvae3d.errors import DataListError
 from medvae3d.spreading import rank_and_world
 from medvae3d.studies.case_form import CaseForm
 from medvae3d.studies.cells import (
+    CONTENTS,
     Report,
     cell_file,
     cells_csv,
@@ -125,6 +127,7 @@ class _Study:
     ) -> None:
         self.folder, self.options, self.bundles = folder, options, dict(bundles)
         self.real = read_real_cases(datalist, options.split, options.seed)
+        self.contents = digest_of((*self.real.training, *self.real.unseen))
         self.numbers = self.real.numbers(options.n)
         self.form = self._form()
         arms, self.left_out = arms_of(options.arms, self.bundles, self.form, say)
@@ -182,6 +185,7 @@ class _Study:
             "real_share": options.least_real,
             "synthetic_until": options.synthetic_until,
             "filter_above": options.filter_above,
+            CONTENTS: self.contents,
             "fit": options.fit,
             "fit_changes": list(options.fit_changes),
             "seed": options.seed,

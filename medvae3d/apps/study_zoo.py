@@ -27,6 +27,7 @@ from medvae3d.apps.systems import system_settings
 from medvae3d.apps.trust import is_trusting, require_trusted, trusting
 from medvae3d.data.datalists import read_datalist, require_all_channels
 from medvae3d.data.integrity import check
+from medvae3d.data.stamps import digest_of
 from medvae3d.data.volumes import write_bytes
 from medvae3d.errors import MedvaeError, OutputError, SettingError
 from medvae3d.evaluation.baselines import CasePCA
@@ -41,6 +42,7 @@ from medvae3d.models.latent import LatentModel
 from medvae3d.models.registry import SYSTEMS
 from medvae3d.seeding import derive_seed
 from medvae3d.studies.cells import (
+    CONTENTS,
     Cell,
     Report,
     cells_csv,
@@ -116,6 +118,7 @@ def zoo_study(
         "medvae3d": __version__,
         "datalist": Path(datalist).name,
         "cases": {split: len(listed.split(split)) for split in ("training", *_splits(options))},
+        CONTENTS: digest_of(listed),
         "like": options.like,
         "settings": list(options.settings),
         "split": options.split,

@@ -8,6 +8,7 @@ down when the run begins.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -86,6 +87,15 @@ def contents_of(cases: Iterable[Case], root: Path) -> Contents:
         for path, (size, changed) in stamps_of(case).items():
             found[os.path.relpath(path, root)] = [size, changed, sha256_of(path)]
     return found
+
+
+def digest_of(cases: Iterable[Case]) -> str:
+    """One SHA-256 of what is in all files of cases, in their order, whatever their names."""
+    digest = hashlib.sha256()
+    for case in cases:
+        for path in stamps_of(case):
+            digest.update(sha256_of(path).encode())
+    return digest.hexdigest()
 
 
 def require_same_contents(before: Mapping[str, Any], cases: Iterable[Case], root: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import tiny_bundles as tiny
 
 from medvae3d.apps.study_inputs import read_real_cases, training_cases
-from medvae3d.data.volumes import read_mask, write_volume
+from medvae3d.data.volumes import read_mask, read_volume, write_volume
 from medvae3d.geometry import Grid
 from medvae3d.studies.segmentation import SegmentationWork
 
@@ -52,6 +52,20 @@ def test_an_image_that_is_the_same_everywhere_is_named(refused, cases, bundles, 
     words = study(folder / "datalist.json", bundles / "balls", tmp_path / "o", "--arms", "real")
     error = refused(*words, out=tmp_path / "o")
     assert f"{file} is 0 in every voxel; an image has at least two values" in error
+
+
+def test_a_study_does_not_go_on_with_other_cases(cli, refused, cases, bundles, tmp_path):
+    """A file of the same name and size, in which one voxel is another one."""
+    folder, out = shutil.copytree(cases.parent, tmp_path / "data"), tmp_path / "study"
+    words = study(folder / "datalist.json", bundles / "balls", out, "--arms", "real")
+    assert cli(*words, "--n", "3").code == 0
+    file = folder / "images" / "ball_001_ct.nii.gz"
+    volume = read_volume(file)
+    volume.array[0, 0, 0] += 1
+    write_volume(file, volume.array, volume.grid, slope=1)
+    assert "holds a study with sha256_of_the_cases" in refused(*words, "--n", "4", out=out)
+    shutil.copyfile(cases.parent / "images" / file.name, file)
+    assert cli(*words, "--n", "4").code == 0
 
 
 def rows(folder):
