@@ -26,6 +26,7 @@ from medvae3d.networks.blocks import (
     pool_maps,
     silence,
 )
+from medvae3d.networks.folding import FoldedUpsample
 
 
 def all_strides(
@@ -127,6 +128,9 @@ class Decoder(nn.Module):
         checkpointing: Whether to recompute levels in the backward pass, which saves memory for
             large volumes. Not for use with a flow, whose gradients are differentiated again.
         coarse: Outputs at lower resolution, of the finest levels. Each is fed to what follows it.
+        folded: Whether not to compute on repeated voxels (see `medvae3d.networks.folding`): the
+            same weights and function in less time, up to rounding. Shipped bundles are without,
+            since a training or a sample that rounds otherwise has other bytes.
 
     Shape:
         - ``z``: :math:`(B, L, i, j, k)` or :math:`(B, L)`
@@ -147,6 +151,7 @@ class Decoder(nn.Module):
         dropout: float = 0.0,
         checkpointing: bool = False,
         coarse: int = 0,
+        folded: bool = False,
     ) -> None:
         super().__init__()
         self.strides = all_strides(channels, strides)
@@ -172,7 +177,8 @@ class Decoder(nn.Module):
                 )
             )
             if level:
-                self.up.append(Upsample(width, channels[level - 1], self.strides[level]))
+                kind = FoldedUpsample if folded else Upsample
+                self.up.append(kind(width, channels[level - 1], self.strides[level]))
         self.norm = ChannelNorm()
         self.output = SubPixelOutput(channels[0], out_features, self.strides[0])
         if not 0 <= coarse <= len(channels):

@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medvae3d.networks.blocks import Stride, shuffle_voxels
+from medvae3d.networks.blocks import Stride, Upsample, shuffle_voxels
 from medvae3d.numerics import float32_island
 
 FEW = 4
@@ -213,6 +213,13 @@ class _Inside(torch.autograd.Function):
         if torch.is_grad_enabled():
             return _Inside.apply(grad.clone(), ctx.stride), None
         return _clear(grad, ctx.stride), None
+
+
+class FoldedUpsample(Upsample):
+    """An `Upsample` that does not compute on what is repeated; the same function and weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return repeat_and_convolve(x, self.conv.weight, self.conv.bias, self.stride)
 
 
 class Folded(nn.Sequential):

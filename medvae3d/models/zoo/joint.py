@@ -53,6 +53,7 @@ def latent_model(
     checkpointing: bool = False,
     grain_width: int = 0,
     coarse: int = 0,
+    folded: bool = False,
     statistics: TrainingStatistics | None = None,
 ) -> LatentModel:
     """Builds a latent model from sizes; the other functions of this module only choose them.
@@ -90,6 +91,7 @@ def latent_model(
         checkpointing: See `Decoder`.
         grain_width: Voxels of the kernel of the grain; 0 for none. See `Grain`.
         coarse: Outputs at lower resolution; see `Decoder`.
+        folded: Whether not to compute on repeated voxels; see `Decoder`.
         statistics: What is remembered of the training set; made here by default.
     """
     steps = total_stride(all_strides(channels, strides))
@@ -136,6 +138,7 @@ def latent_model(
             map_channels=maps,
             checkpointing=checkpointing,
             coarse=coarse,
+            folded=folded,
             **trunk,
         ),
         made,
