@@ -33,6 +33,7 @@ from medvae3d.data.intensity import IntensityChannels
 from medvae3d.data.sampling import LesionSampler, Sampling, places_of
 from medvae3d.data.stamps import require_unchanged, stamps_of
 from medvae3d.data.transforms import missing_channels, require_values
+from medvae3d.data.unpacked import Unpacked
 from medvae3d.data.volumes import read_mask, read_volume
 from medvae3d.errors import DataListError, GridError, LabelError, SettingError
 
@@ -141,6 +142,7 @@ class _Patches(Dataset[dict[str, Any]]):
         self.cache_bytes = cache_bytes
         self.cache: dict[int, tio.Subject] = {}
         self.cached_bytes = 0
+        self.unpacked: Unpacked | None = None
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -156,10 +158,14 @@ class _Patches(Dataset[dict[str, Any]]):
         return {**self.sampler.cut(subject, self.samples_per_case), "case": subject["case"]}
 
     def subject(self, index: int) -> tio.Subject:
-        """The whole case, from memory where it fits."""
+        """The whole case, from memory or from what was unpacked where it fits there."""
         if index in self.cache:
             return self.cache[index]
         require_unchanged(self.stamps[index])
+        kept = None if self.unpacked is None else self.unpacked.get(index)
+        if kept is not None:
+            places = {value: rows.numpy() for value, rows in kept.pop("places").items()}
+            return _subject(**kept, places=places)
         loaded = self.load(self.cases[index])
         require_unchanged(self.stamps[index])
         image, mask, name = loaded["image"], loaded["mask"], loaded["case"]
@@ -171,18 +177,24 @@ class _Patches(Dataset[dict[str, Any]]):
                 f"case {name} has {channels} channels, others have {self.channels}. Give every "
                 f"case the same channels in the same order."
             )
-        images: dict[str, Any] = {"mask": tio.LabelMap(tensor=mask)}
+        tensors = {"mask": mask}
         if image is not None:
-            images["image"] = tio.ScalarImage(tensor=image.float())
+            tensors["image"] = image.float()
         if "weights" in loaded:
-            images["weights"] = tio.ScalarImage(tensor=loaded["weights"].float())
+            tensors["weights"] = loaded["weights"].float()
+        facts: dict[str, Any] = {"case": name, "channels": channels}
         places = places_of(mask)
-        subject = tio.Subject(**images, case=name, channels=channels, places=places)
-        size = sum(v.data.nbytes for v in images.values())
+        subject = _subject(tensors, **facts, places=places)
+        size = sum(tensor.nbytes for tensor in tensors.values())
         size += sum(indices.nbytes for indices in places.values())
         if self.cached_bytes + size <= self.cache_bytes:
             self.cache[index] = subject
             self.cached_bytes += size
+        elif self.unpacked is not None:
+            rows = {value: torch.from_numpy(indices) for value, indices in places.items()}
+            # Copies, as a crop would be written with all that it was cut from.
+            plain = {key: tensor.as_subclass(Tensor).clone() for key, tensor in tensors.items()}
+            self.unpacked.keep(index, {"tensors": plain, **facts, "places": rows}, size)
         return subject
 
     def _channels_of_others(self) -> int:
@@ -192,6 +204,14 @@ class _Patches(Dataset[dict[str, Any]]):
                 found = self.load(case)["image"]
                 return len(found)
         return 1
+
+
+def _subject(tensors: Mapping[str, Tensor], **facts: Any) -> tio.Subject:
+    images: dict[str, Any] = {
+        name: (tio.LabelMap if name == "mask" else tio.ScalarImage)(tensor=tensor)
+        for name, tensor in tensors.items()
+    }
+    return tio.Subject(**images, **facts)
 
 
 class _Visits(Sampler[tuple[int, int]]):
@@ -440,6 +460,8 @@ def patch_loader(
     pad: bool = True,
     allow_empty: bool = False,
     cache_mb: float = 2048.0,
+    disk_cache_mb: float = 0.0,
+    disk_cache_dir: str | os.PathLike[str] | None = None,
     drop_last: bool = True,
     prefetch: bool = True,
     rank: int = 0,
@@ -471,6 +493,8 @@ def patch_loader(
         pad: Whether volumes smaller than the patch are filled up, or refused.
         allow_empty: Whether cases without lesion are sampled anywhere, or refused.
         cache_mb: Memory for cases that stay loaded, shared by all workers.
+        disk_cache_mb: Room on a disk for further ones, uncompressed; see `Unpacked`. 0 for none.
+        disk_cache_dir: Folder in which to make theirs; that of temporary files by default.
         drop_last: Whether an epoch ends with its last full batch.
         prefetch: Whether batches are made ahead, in a thread.
         rank: Number of this process.
@@ -495,6 +519,7 @@ def patch_loader(
     sampler = LesionSampler(
         patch_shape, sampling, label_probabilities, jitter, pad, allow_empty, fill
     )
+    shares = max(1, num_workers)
     patches = _Patches(
         cases,
         _Load(intensities, values, prepare),
@@ -502,7 +527,7 @@ def patch_loader(
         samples_per_case,
         seed,
         channels,
-        cache_mb * 2**20 / max(1, num_workers),
+        cache_mb * 2**20 / shares,
     )
     visits = _Visits(len(cases), seed, rank, world_size)
     half = (max_length or 16 * samples_per_case) // 2
@@ -513,7 +538,12 @@ def patch_loader(
             f"{len(visits)} cases with {samples_per_case} patches each make no full batch of "
             f"{batch_size}. Raise samples_per_case, lower batch_size, or set drop_last to False."
         )
-    return PatchLoader(queue, batch_size, drop_last, max(2, half // batch_size) if prefetch else 0)
+    ahead = max(2, half // batch_size) if prefetch else 0
+    loader = PatchLoader(queue, batch_size, drop_last, ahead)
+    if disk_cache_mb > 0:
+        patches.unpacked = Unpacked(disk_cache_dir, disk_cache_mb * 2**20 / shares)
+        weakref.finalize(loader, patches.unpacked.remove)
+    return loader
 
 
 class _Load:

@@ -4,7 +4,8 @@
 
 Epochs of both take turns in one process. torchio's ``Queue`` is as its documentation has it: a
 ``LabelSampler``, no workers. Ours makes nothing ahead here, as that would be done in the other's
-time; cases stay in memory after the first epoch, or are read at each visit. Then what a trainer
+time; cases stay in memory after the first epoch, are read at each visit, or lie uncompressed on a
+disk (or in what the system keeps of it in memory). Then what a trainer
 waits for the patch loader, with a step of fixed length that takes no processor, as on a GPU; the
 first epoch, which reads the files, counts apart.
 """
@@ -39,6 +40,9 @@ def main() -> None:
             "torchio": plain_batches(*given, epochs),
             "ours": our_batches(*given, epochs, prefetch=False),
             "ours without cache": our_batches(*given, epochs, prefetch=False, cache_mb=0),
+            "ours unpacked on disk": our_batches(
+                *given, epochs, prefetch=False, cache_mb=0, disk_cache_mb=4096
+            ),
         }
         batches, wall, used = -(-count // 4), {}, {}
         for epoch in range(epochs):
