@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_bundles import JOINT, NAMES, small_copy
+from small_bundles import JOINT, NAMES, run, small_copy, workflow
 
 ROOT = Path(__file__).parents[2]
 STEPS = {"max_epochs": 4, "epoch_length": 10}
@@ -82,6 +82,19 @@ def test_two_processes_learn_what_one_learns_from_twice_the_batch(
     keys = [key for key in states[0] if key.startswith("statistics.")]
     counts = [state["statistics.example_count"] for state in states]
     assert keys and counts[0] > 0 and counts[1] > 0
+
+
+def test_equal_weights_have_equal_metrics_whatever_the_number_of_processes(
+    cases: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """With a learning rate of 0 both validate the same weights; every process validates all cases."""
+    name, still = JOINT[0], {"learning_rate": 0.0, "max_epochs": 1, "epoch_length": 1}
+    one, two = (small_copy(name, tmp_path / each / name) for each in ("one", "two"))
+    made = workflow(one / "configs" / "train.json", datalist=str(cases(name)), **still)
+    run(made)
+    launch(two, cases(name), 2, **still)
+    found = [(each / "eval" / "validation.jsonl").read_text() for each in (one, two)]
+    assert found[0] == found[1] and len(scores(one)) == 1
 
 
 def ranks_of(parent: int) -> list[int]:
