@@ -1,0 +1,199 @@
+"""What models that are told a class show once trained: it is there, and apart from the rest."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.model_selection import cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from small_trainings import CLASSES, SHAPE, SPACING, balls, played, psnr, unseen_of
+
+from medvae3d.data.attributes import CLASS
+from medvae3d.models.traces import Condition
+from medvae3d.models.zoo import cvae, cvae_multiscale, icvae
+from medvae3d.networks.latent_classifier import LatentClassifier
+from medvae3d.objectives.compositions import joint_objective
+from medvae3d.objectives.conditional import coarser, multiscale_objective
+from medvae3d.objectives.independence import icvae_objective
+from medvae3d.training.fitting import PriorFitter
+from medvae3d.training.label_player import LabelPlayer
+from medvae3d.training.loading import BatchPreparation, StepLoader
+from medvae3d.training.optimizers import adamw, cosine
+from medvae3d.training.players import ModelPlayer
+
+SIZES = {"channels": (8, 16), "latent_channels": 6, "vector_latent": True, "components": 4}
+STEPS = 700
+pytestmark = pytest.mark.slow
+
+
+def player(network, objective, steps=STEPS):
+    optimizer = adamw(network, 3e-3)
+    return ModelPlayer(network, objective, optimizer, clip_norm=5.0, rate=cosine(steps))
+
+
+def as_class(network, name, count):
+    row = network.statistics.of_class(name)
+    return Condition(row.expand(count, -1))
+
+
+def fit_prior(network, cases):
+    loader = StepLoader(cases, 8, seed=0)
+    preparation = BatchPreparation(network.statistics, SPACING)
+    PriorFitter({"model": network}, loader, preparation, passes=1).fit()
+
+
+def classes_of(cases):
+    return np.array([CLASSES.index(case["class"]) for case in cases])
+
+
+@pytest.fixture(scope="module")
+def cases():
+    return balls(128, 0, classes=CLASSES), balls(48, 1, classes=CLASSES)
+
+
+def brightness(images, masks):
+    """Mean intensity within the mask and around it, ``(B, 2)``."""
+    inside = (masks > 0).flatten(1).float()
+    rows = images.flatten(1)
+    means = [(rows * part).sum(1) / part.sum(1).clamp_min(1) for part in (inside, 1 - inside)]
+    return torch.stack(means, 1).numpy()
+
+
+@pytest.fixture(scope="module")
+def judge(cases):
+    """A classifier of real images and masks, which knows unseen ones."""
+    stacks = [[torch.stack([case[n] for case in some]) for n in ("image", "label")] for some in cases]
+    known, unseen = (brightness(*each) for each in stacks)
+    judge = make_pipeline(StandardScaler(), LogisticRegression()).fit(known, classes_of(cases[0]))
+    assert balanced_accuracy_score(classes_of(cases[1]), judge.predict(unseen)) > 0.95
+    return lambda heads: judge.predict(brightness(heads["image"].mode(), heads["mask"].mode()))
+
+
+@pytest.fixture(scope="module")
+def told(cases):
+    torch.manual_seed(0)
+    network = cvae(SHAPE, classes=CLASSES, **SIZES)
+    played(network, [player(network, joint_objective())], cases[0], STEPS)
+    fit_prior(network, cases[0])
+    return network
+
+
+@torch.no_grad()
+def in_both_classes(network, z):
+    return [network.decode(z, as_class(network, name, len(z))) for name in CLASSES]
+
+
+def test_a_classifier_of_real_images_recognises_the_class_that_was_asked_for(told, judge):
+    right = []
+    for number, name in enumerate(CLASSES):
+        z = told.sample_latent(40, generators=torch.Generator().manual_seed(number))
+        with torch.no_grad():
+            made = told.decode(z, as_class(told, name, 40))
+        right.append(np.mean(judge(made) == number))
+    assert np.mean(right) > 0.8, "balanced accuracy; 0.5 is chance"
+
+
+def require_counterfactuals(network, cases, judge):
+    """One latent of an unseen case in both classes: another class, and else the same volume."""
+    batch = unseen_of(network, cases[1])
+    with torch.no_grad():
+        z = network.encode(batch, network.condition(batch)).mean
+    dark, bright = in_both_classes(network, z)
+    kinds = [judge(each) for each in (dark, bright)]
+    assert np.mean(kinds[0] == 0) > 0.8
+    assert np.mean(kinds[1] == 1) > 0.8
+    first, second = (each["mask"].mode() > 0 for each in (dark, bright))
+    both = (first & second).flatten(1).sum(1)
+    dice = 2 * both / (first.flatten(1).sum(1) + second.flatten(1).sum(1)).clamp_min(1)
+    assert dice.mean() > 0.8
+    change = (bright["image"].mode() - dark["image"].mode()).abs()
+    inside = batch["mask"] > 0
+    assert change[~inside].mean() < 0.3 * change[inside].mean()
+
+
+def test_another_label_at_the_same_latent_changes_the_class_and_little_else(told, cases, judge):
+    require_counterfactuals(told, cases, judge)
+
+
+@pytest.fixture(scope="module")
+def apart(cases):
+    torch.manual_seed(0)
+    network = icvae(SHAPE, classes=CLASSES, **SIZES)
+    classifier = LatentClassifier(network.latent_shape, len(CLASSES))
+    adversary = LabelPlayer(classifier, torch.optim.Adam(classifier.parameters(), 3e-3), network)
+    objective = icvae_objective(network, classifier, independence=2.0)
+    played(network, [player(network, objective), adversary], cases[0], STEPS)
+    return network
+
+
+def told_by_latents(network, cases):
+    """Balanced accuracy of a new classifier of latents, over cases that it was not fitted on."""
+    everything = [*cases[0], *cases[1]]
+    batch = unseen_of(network, everything)
+    with torch.no_grad():
+        z = network.encode(batch, network.condition(batch)).mean.flatten(1).numpy()
+    judge = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
+    kinds = classes_of(everything)
+    return balanced_accuracy_score(kinds, cross_val_predict(judge, z, kinds, cv=8))
+
+
+def test_an_independent_latent_does_not_tell_the_class_and_a_plain_one_does(apart, cases):
+    torch.manual_seed(0)
+    plain = icvae(SHAPE, classes=CLASSES, **SIZES)
+    played(plain, [player(plain, joint_objective())], cases[0], STEPS)
+    print(told_by_latents(apart, cases), told_by_latents(plain, cases))
+    assert told_by_latents(plain, cases) > 0.75
+    assert abs(told_by_latents(apart, cases) - 0.5) < 0.05 + 0.04  # its standard error
+
+
+def test_an_independent_latent_is_decoded_as_either_class(apart, cases, judge):
+    require_counterfactuals(apart, cases, judge)
+
+
+@pytest.fixture(scope="module")
+def scales(cases):
+    torch.manual_seed(0)
+    sizes = {"channels": (16, 32), "latent_channels": 4, "components": 0}
+    network = cvae_multiscale(SHAPE, classes=CLASSES, coarse=1, **sizes)
+    objective = multiscale_objective(weights=(0.5,))
+    played(network, [player(network, objective)], cases[0], STEPS)
+    return network
+
+
+def test_a_fine_output_that_is_made_coarse_agrees_with_the_coarse_one(scales, cases):
+    batch = unseen_of(scales, cases[1])
+    with torch.no_grad():
+        condition = scales.condition(batch)
+        z = scales.encode(batch, condition).mean
+        fine, coarse = scales.decode_scales(z, condition)
+    ((stride, low),) = coarse.items()
+    made = {"image": fine["image"].mode(), "mask": fine["mask"].mode()}
+    small = coarser(made, stride, (0, 1))
+    found, wanted = low["image"].mode(), coarser(batch, stride, (0, 1))["image"]
+    error = (small["image"] - found).square().mean()
+    assert error < 0.3 * (wanted - wanted.mean(0)).square().mean()
+    print("coarse", (coarser(batch, stride, (0, 1))["mask"]>0).sum(), (batch["mask"]>0).sum()/8)
+    first, second = small["mask"] > 0, low["mask"].mode() > 0
+    assert 2 * (first & second).sum() / (first.sum() + second.sum()) > 0.85
+
+
+def test_coarse_outputs_do_not_cost_the_fine_one_its_error(scales, told, cases):
+    """That they lower it is not shown on balls of 12 voxels; see the page on models."""
+    found = []
+    for network in (scales, told):
+        batch = unseen_of(network, cases[1])
+        with torch.no_grad():
+            condition = network.condition(batch)
+            heads = network.decode(network.encode(batch, condition).mean, condition)
+        found.append(psnr(heads["image"].mode(), batch["image"]))
+    print(found)
+    assert found[0] > found[1] - 0.5
+
+
+def test_classes_are_attributes_by_name(told):
+    assert told.statistics.names == tuple(CLASS + name for name in CLASSES)
