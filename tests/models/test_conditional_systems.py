@@ -11,7 +11,7 @@ from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from small_trainings import CLASSES, SHAPE, SPACING, balls, played, psnr, unseen_of
+from small_classes import CLASSES, SHAPE, SPACING, balls, played, psnr, unseen_of
 
 from medvae3d.data.attributes import CLASS
 from medvae3d.models.traces import Condition
@@ -53,7 +53,7 @@ def classes_of(cases):
 
 @pytest.fixture(scope="module")
 def cases():
-    return balls(128, 0, classes=CLASSES), balls(48, 1, classes=CLASSES)
+    return balls(128, 0), balls(48, 1)
 
 
 def brightness(images, masks):
@@ -64,12 +64,18 @@ def brightness(images, masks):
     return torch.stack(means, 1).numpy()
 
 
+def classifier():
+    return make_pipeline(StandardScaler(), LogisticRegression())
+
+
 @pytest.fixture(scope="module")
 def judge(cases):
     """A classifier of real images and masks, which knows unseen ones."""
-    stacks = [[torch.stack([case[n] for case in some]) for n in ("image", "label")] for some in cases]
+    stacks = [
+        [torch.stack([case[n] for case in some]) for n in ("image", "label")] for some in cases
+    ]
     known, unseen = (brightness(*each) for each in stacks)
-    judge = make_pipeline(StandardScaler(), LogisticRegression()).fit(known, classes_of(cases[0]))
+    judge = classifier().fit(known, classes_of(cases[0]))
     assert balanced_accuracy_score(classes_of(cases[1]), judge.predict(unseen)) > 0.95
     return lambda heads: judge.predict(brightness(heads["image"].mode(), heads["mask"].mode()))
 
@@ -98,35 +104,33 @@ def test_a_classifier_of_real_images_recognises_the_class_that_was_asked_for(tol
     assert np.mean(right) > 0.8, "balanced accuracy; 0.5 is chance"
 
 
-def require_counterfactuals(network, cases, judge):
-    """One latent of an unseen case in both classes: another class, and else the same volume."""
-    batch = unseen_of(network, cases[1])
-    with torch.no_grad():
-        z = network.encode(batch, network.condition(batch)).mean
-    dark, bright = in_both_classes(network, z)
-    kinds = [judge(each) for each in (dark, bright)]
-    assert np.mean(kinds[0] == 0) > 0.8
-    assert np.mean(kinds[1] == 1) > 0.8
+def require_same_volume_otherwise(dark, bright, inside):
+    """The masks agree, and the images differ in the ball."""
     first, second = (each["mask"].mode() > 0 for each in (dark, bright))
     both = (first & second).flatten(1).sum(1)
     dice = 2 * both / (first.flatten(1).sum(1) + second.flatten(1).sum(1)).clamp_min(1)
     assert dice.mean() > 0.8
     change = (bright["image"].mode() - dark["image"].mode()).abs()
-    inside = batch["mask"] > 0
-    assert change[~inside].mean() < 0.3 * change[inside].mean()
+    assert change[~inside].mean() < 0.1 * change[inside].mean()
 
 
 def test_another_label_at_the_same_latent_changes_the_class_and_little_else(told, cases, judge):
-    require_counterfactuals(told, cases, judge)
+    batch = unseen_of(told, cases[1])
+    with torch.no_grad():
+        z = told.encode(batch, told.condition(batch)).mean
+    dark, bright = in_both_classes(told, z)
+    assert np.mean(judge(dark) == 0) > 0.8
+    assert np.mean(judge(bright) == 1) > 0.8
+    require_same_volume_otherwise(dark, bright, batch["mask"] > 0)
 
 
 @pytest.fixture(scope="module")
 def apart(cases):
     torch.manual_seed(0)
     network = icvae(SHAPE, classes=CLASSES, **SIZES)
-    classifier = LatentClassifier(network.latent_shape, len(CLASSES))
-    adversary = LabelPlayer(classifier, torch.optim.Adam(classifier.parameters(), 3e-3), network)
-    objective = icvae_objective(network, classifier, independence=2.0)
+    teller = LatentClassifier(network.latent_shape, len(CLASSES))
+    adversary = LabelPlayer(teller, torch.optim.Adam(teller.parameters(), 3e-3), network)
+    objective = icvae_objective(network, teller, independence=2.0)
     played(network, [player(network, objective), adversary], cases[0], STEPS)
     return network
 
@@ -142,17 +146,22 @@ def told_by_latents(network, cases):
     return balanced_accuracy_score(kinds, cross_val_predict(judge, z, kinds, cv=8))
 
 
-def test_an_independent_latent_does_not_tell_the_class_and_a_plain_one_does(apart, cases):
-    torch.manual_seed(0)
-    plain = icvae(SHAPE, classes=CLASSES, **SIZES)
-    played(plain, [player(plain, joint_objective())], cases[0], STEPS)
-    print(told_by_latents(apart, cases), told_by_latents(plain, cases))
-    assert told_by_latents(plain, cases) > 0.75
-    assert abs(told_by_latents(apart, cases) - 0.5) < 0.05 + 0.04  # its standard error
+def test_an_independent_latent_does_not_tell_the_class(apart, cases):
+    """Within 5 points of chance, and the standard error of as many cases beside it."""
+    assert abs(told_by_latents(apart, cases) - 0.5) < 0.05 + 0.04
 
 
-def test_an_independent_latent_is_decoded_as_either_class(apart, cases, judge):
-    require_counterfactuals(apart, cases, judge)
+def test_what_an_independent_latent_is_decoded_to_tells_the_class_that_was_asked_for(apart, cases):
+    batch = unseen_of(apart, cases[1])
+    with torch.no_grad():
+        z = apart.encode(batch, apart.condition(batch)).mean
+    made = in_both_classes(apart, z)
+    rows = [brightness(each["image"].mode(), each["mask"].mode()) for each in made]
+    kinds = np.repeat([0, 1], len(z))
+    found = cross_val_predict(classifier(), np.concatenate(rows), kinds, cv=8)
+    assert balanced_accuracy_score(kinds, found) > 0.7
+    assert np.mean(rows[1][:, 0] > rows[0][:, 0]) > 0.9, "one latent, brighter as a bright one"
+    require_same_volume_otherwise(*made, batch["mask"] > 0)
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +186,6 @@ def test_a_fine_output_that_is_made_coarse_agrees_with_the_coarse_one(scales, ca
     found, wanted = low["image"].mode(), coarser(batch, stride, (0, 1))["image"]
     error = (small["image"] - found).square().mean()
     assert error < 0.3 * (wanted - wanted.mean(0)).square().mean()
-    print("coarse", (coarser(batch, stride, (0, 1))["mask"]>0).sum(), (batch["mask"]>0).sum()/8)
     first, second = small["mask"] > 0, low["mask"].mode() > 0
     assert 2 * (first & second).sum() / (first.sum() + second.sum()) > 0.85
 
@@ -191,7 +199,6 @@ def test_coarse_outputs_do_not_cost_the_fine_one_its_error(scales, told, cases):
             condition = network.condition(batch)
             heads = network.decode(network.encode(batch, condition).mean, condition)
         found.append(psnr(heads["image"].mode(), batch["image"]))
-    print(found)
     assert found[0] > found[1] - 0.5
 
 
