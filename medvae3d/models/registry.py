@@ -326,6 +326,10 @@ PRIORS: Mapping[str, PriorEntry] = {
 
 PAGES: Mapping[str, str] = {
     "vae": "concepts/models.md",
+    "cvae": "concepts/conditional.md#cvae-a-class",
+    "cvae_fill": "concepts/conditional.md#cvae-a-region",
+    "cvae_multiscale": "concepts/conditional.md#cvae-several-resolutions",
+    "icvae": "concepts/conditional.md#icvae-a-latent-apart-from-the-class",
     "vqvae": "concepts/discrete.md",
     "vae_gan": "concepts/zoo.md#vae-gan",
     "introvae": "concepts/zoo.md#introvae",
