@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -252,26 +253,58 @@ class Decoder(nn.Module):
         return self.blocks * (ResidualBlock.radius + 2 * self.has_maps) + 2
 
     def until_finest(
-        self, z: Tensor, vector: Tensor | None = None, maps: Tensor | None = None
+        self,
+        z: Tensor,
+        vector: Tensor | None = None,
+        maps: Tensor | None = None,
+        slab: int | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """All levels but the finest: their last feature map, and the maps that `finest` is told.
 
-        Only for decoders of two levels or more without coarse outputs.
+        Only for decoders of two levels or more without coarse outputs. With ``slab``, the last of
+        these levels is computed that many of its own planes along I at a time, and a halo: little
+        more work, and the memory of a slab in the place of that of the level.
         """
         pyramid = self._pyramid(maps)
         x = self.stem(z)
-        for index, level in enumerate(list(self.levels)[:-1]):
-            for block in level:  # type: ignore[attr-defined]
-                x = block(x, vector, pyramid[index])
-            if index < len(self.up) - 1:
-                x = self.up[index](x)
-        return x, pyramid[-1]
+        last = len(self.levels) - 2
+        for index in range(last):
+            x = self._level(index, x, vector, pyramid[index])
+        step = self.strides[-last][0] if last else 1
+        planes = x.shape[2] * step
+        if slab is None or slab >= planes:
+            return self._level(last, x, vector, pyramid[last]), pyramid[-1]
+        made: Tensor | None = None
+        halo = self.blocks * (ResidualBlock.radius + 2 * self.has_maps) + 1
+        for start in range(0, planes, slab):
+            stop = min(start + slab, planes)
+            low, high = max(0, start - halo) // step, min(x.shape[2], -(-(stop + halo) // step))
+            told = pyramid[last]
+            told = None if told is None else told[:, :, low * step : high * step]
+            part = self._level(last, x[:, :, low:high], vector, told)
+            if made is None:
+                shape = (*part.shape[:2], planes, *part.shape[3:])
+                made = torch.empty(
+                    shape,
+                    dtype=part.dtype,
+                    device=part.device,
+                    memory_format=torch.channels_last_3d,
+                )
+            made[:, :, start:stop] = part[:, :, start - low * step : stop - low * step]
+        assert made is not None  # there is a plane
+        return made, pyramid[-1]
+
+    def _level(self, index: int, x: Tensor, vector: Tensor | None, maps: Tensor | None) -> Tensor:
+        """Up to a level and through its blocks."""
+        if index:
+            x = self.up[index - 1](x)
+        for block in self.levels[index]:  # type: ignore[attr-defined]
+            x = block(x, vector, maps)
+        return x
 
     def finest(self, x: Tensor, vector: Tensor | None, maps: Tensor | None) -> Tensor:
         """The finest level and the output, from what `until_finest` gives or a crop of it."""
-        x = self.up[-1](x)
-        for block in self.levels[-1]:  # type: ignore[attr-defined]
-            x = block(x, vector, maps)
+        x = self._level(len(self.levels) - 1, x, vector, maps)
         return self.output(F.silu(self.norm(x)))
 
     def _pyramid(self, maps: Tensor | None) -> list[Tensor | None]:

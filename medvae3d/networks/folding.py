@@ -154,8 +154,11 @@ class _Spread(torch.autograd.Function):
         ctx.stride = stride
         channels = cells.shape[1] // math.prod(stride)
         shape = [s * (n - s + 1) for s, n in zip(stride, cells.shape[2:], strict=True)]
-        made = cells.new_empty(len(cells), channels, *shape).to(
-            memory_format=torch.channels_last_3d
+        made = torch.empty(
+            (len(cells), channels, *shape),
+            dtype=cells.dtype,
+            device=cells.device,
+            memory_format=torch.channels_last_3d,
         )
         for block, where in _by_place(cells, stride):
             made[where] = block

@@ -9,7 +9,7 @@ seam. Where the decoder is not bounded, because its latent is a vector, windows 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import Any, cast
@@ -127,6 +127,7 @@ def decode_tiled(
     tile: Sequence[int] = (64, 64, 64),
     *,
     tiles: Sequence[Tile] | None = None,
+    keep: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Decodes a volume tile by tile; the heads equal those of `LatentModel.decode`.
 
@@ -139,6 +140,9 @@ def decode_tiled(
         tile: Voxels of a tile along (I, J, K); what is decoded at once is larger by the halo.
         tiles: The tiles to decode, such as from `tiles_touching`; all by default. Voxels
             elsewhere are 0.
+        keep: What to keep of the heads of a tile, by name: heads, or tensors
+            :math:`(B, C, I, J, K)`, such as the mode in half precision. The result of a large
+            volume is the larger part of the memory that tiles need.
     """
     shape = volume_shape(model, z)
     wanted = tiles_of(shape, tile) if tiles is None else tiles
@@ -149,11 +153,18 @@ def decode_tiled(
     pieces = _finest_pieces if is_dense and not model.coarse_heads else decode_pieces
     heads: dict[str, Any] = {}
     for piece, made in pieces(model, z, condition, wanted):
-        for name, head in made.items():
+        kept = made if keep is None else keep(made)
+        for name, head in kept.items():
+            if isinstance(head, Tensor):
+                if name not in heads:
+                    heads[name] = head.new_zeros(*head.shape[:2], *shape)
+                heads[name][(..., *piece.slices)] = head
+                continue
             if name not in heads:
                 heads[name] = _blank(head, shape)
             for each in _maps_of(head):
                 getattr(heads[name], each)[(..., *piece.slices)] = getattr(head, each)
+        del made, kept, head  # before the next tile is made
     return heads
 
 
@@ -163,8 +174,10 @@ def _finest_pieces(
     """The same as `decode_pieces`, with all levels but the finest decoded for the whole volume."""
     decoder, limits = model.decoder, volume_shape(model, z)
     vector = model.vector_of(condition, z)
-    x, maps = decoder.until_finest(z, vector, condition.maps)
     inner, outer = decoder.strides[0], decoder.strides[1]
+    planes = max(tile.stop[0] - tile.start[0] for tile in tiles)
+    slab = max(1, planes // (inner[0] * outer[0]))
+    x, maps = decoder.until_finest(z, vector, condition.maps, slab)
     for tile in tiles:
         wide, near, kept = [], [], []
         for axis, side in enumerate(tile.slices):
@@ -179,6 +192,7 @@ def _finest_pieces(
         told = None if maps is None else _crop(maps, near)
         heads = model.distributions(decoder.finest(_crop(x, wide), vector, told))
         yield tile, {name: _of_tile(head, kept) for name, head in heads.items()}
+        del heads
 
 
 def decode_blended(

@@ -8,6 +8,7 @@ import torch
 from medvae3d.errors import SettingError
 from medvae3d.models import zoo
 from medvae3d.models.latent import Condition
+from medvae3d.networks.autoencoders import Decoder
 from medvae3d.synthesis.tiling import (
     decode_blended,
     decode_pieces,
@@ -62,6 +63,36 @@ def test_tiles_equal_the_whole(options, shape, tile):
         read = (lambda head: head.mode()) if name == "image" else (lambda head: head.field())
         assert read(whole[name]).std() > 0.1
         assert (read(whole[name]) - read(tiled[name])).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("slab", [1, 3, 8, 100])
+@torch.inference_mode()
+def test_slabs_of_the_last_coarse_level_equal_the_level(slab):
+    for strides in (None, [2, 2], [2, (2, 1, 2), 2]):
+        channels = (4, 6, 8)[: len(strides) if strides else 3]
+        torch.manual_seed(0)
+        decoder = Decoder(3, 2, channels=channels, strides=strides)
+        for parameter in decoder.parameters():  # new blocks are the identity
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+        z = torch.randn(2, 3, 9, 2, 2)
+        whole, _ = decoder.until_finest(z)
+        assert whole.std() > 0.1
+        torch.testing.assert_close(decoder.until_finest(z, slab=slab)[0], whole)
+
+
+@torch.inference_mode()
+def test_only_what_is_to_be_kept_of_a_tile_is_kept():
+    model = local_model()
+    z = latent(model, (16, 16, 16))
+
+    def keep(heads):
+        return {"image": heads["image"].mode().half(), "mask": heads["mask"]}
+
+    whole = model.decode(z, Condition())
+    kept = decode_tiled(model, z, Condition(), (8, 16, 16), keep=keep)
+    assert kept["image"].dtype == torch.float16 and set(kept) == {"image", "mask"}
+    assert (kept["image"].float() - whole["image"].mode()).abs().max() < 2e-3
+    torch.testing.assert_close(kept["mask"].field(), whole["mask"].field(), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(
