@@ -157,7 +157,7 @@ def train(
         as_json,
         facts,
         f"weights: {facts['weights']}",
-        f"learning curves: {facts['learning_curves']}",
+        f"learning curves: {facts['learning_curves']} (curves.png to look at)",
         f"model card to fill in: {facts['card']}",
         f"next: medvae3d generate {out} --count 20 --seed 1 --out synthetic",
     )

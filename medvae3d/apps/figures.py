@@ -39,7 +39,7 @@ from medvae3d.evaluation.agreement import (
 )
 from medvae3d.evaluation.cases import MIN_VOXELS, Cases, framed_as, joined, spread
 from medvae3d.evaluation.control import control_before_level, volume_control
-from medvae3d.evaluation.curves import plot_control, plot_history
+from medvae3d.evaluation.curves import plot_control, plot_run
 from medvae3d.evaluation.evidence import bounds, evidence, log_weights
 from medvae3d.evaluation.privacy import copy_check
 from medvae3d.evaluation.reconstruction import Words, reconstruction, shape_stage, texture_stage
@@ -399,10 +399,8 @@ def _augmented(train: Cases, augmentation: Augmentation, count: int, seed: int) 
 
 def _draw_training(root: Path, folder: Path) -> None:
     """Learning curves, from where a bundle or a training run keeps them."""
-    for place in (root / "docs", root / "eval"):
-        history, scores = place / "history.csv", place / "validation.jsonl"
-        if history.is_file():
-            plot_history(history, scores if scores.is_file() else None, folder / "training.png")
+    for place in ("docs", "eval"):
+        if plot_run(root / place, folder / "training.png"):
             return
 
 

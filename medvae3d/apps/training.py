@@ -15,7 +15,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ from medvae3d.data.stamps import (
     stamps_of,
 )
 from medvae3d.errors import MedvaeError, MemoryLimitError, OutputError, causes
+from medvae3d.evaluation.curves import CURVES, plot_run
 from medvae3d.exhaustion import first_line, is_out_of_memory
 from medvae3d.training.trouble import LatentWatch, TrainingWatch
 
@@ -193,6 +194,9 @@ def train(
                 )
     if outcome.signal is None:
         write_run(folder, {**run, "finished": True})
+        # The weights are there; a picture that cannot be drawn is no reason to fail.
+        with suppress(MedvaeError, OSError):
+            plot_run(job.output, job.output / CURVES)
     return outcome
 
 
@@ -230,6 +234,7 @@ class _Job:
         self.settings = settings
         self.workflow: Any = None
         self.trainer: Any = None
+        self.output = folder / "eval"  # of learning curves
 
     @property
     def can_resume(self) -> bool:
@@ -298,6 +303,7 @@ class _Job:
         curves = parser.get("output_dir") and parser.get_parsed_content("output_dir")
         if not curves:
             return
+        self.output = Path(curves)
         look = f"{curves}/history.csv"
         if "validate" in self.parts:
             look += f", pictures in {curves}/grids"

@@ -23,6 +23,7 @@ COLOURS = ("#1f6fb4", "#d1661c", "#2c8a4b", "#a03a86")
 # What a reader wants to see of a run, in this order; by the last part of a name.
 TRAINED = ("nll", "kl", "overlap", "absolute_error", "in_mask_error", "adversarial", "accuracy")
 VALIDATED = ("elbo_per_voxel", "nmse", "dice")
+CURVES = "curves.png"
 FONT = {"fontsize": 8, "family": "DejaVu Sans"}
 
 
@@ -70,6 +71,27 @@ def plot_history(
         if len(keys) > 1:
             place.legend(fontsize=6, frameon=False)
     save_figure(figure, png)
+
+
+def plot_run(folder: str | Path, png: str | Path) -> bool:
+    """Draws what a training run has left in a folder of learning curves, if it has left any.
+
+    Args:
+        folder: With ``history.csv`` and, where there were validation cases, ``validation.jsonl``.
+        png: File to write.
+
+    Returns:
+        Whether there was something to draw.
+
+    Raises:
+        UnreadableFileError: If a file cannot be read.
+        DataListError: If it holds no numbers.
+    """
+    history, scores = Path(folder) / "history.csv", Path(folder) / "validation.jsonl"
+    if not history.is_file():
+        return False
+    plot_history(history, scores if scores.is_file() else None, png)
+    return True
 
 
 def plot_control(asked: Sequence[float], made: Sequence[float], png: str | Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from medvae3d.apps import surroundings, training
 from medvae3d.apps.settings import parse_changes, read_settings, recipes
@@ -48,6 +49,8 @@ def test_a_training_leaves_a_bundle(trained):
     assert (out / "models" / "model.pt").is_file()
     assert (out / "eval" / "history.csv").is_file()
     assert len((out / "eval" / "validation.jsonl").read_text().splitlines()) == 2
+    with Image.open(out / "eval" / "curves.png") as picture:
+        assert min(picture.size) > 200 and len(picture.getcolors(1 << 20)) > 50
     assert str(out / "models" / "model.pt") in done.out
     assert f"medvae3d generate {out}" in done.out
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -94,3 +95,38 @@ def test_the_package_of_a_wheel_runs_as_a_module(installed: Path) -> None:
         timeout=200,
     )
     assert [name for name in (*NAMES, "hvae", "vqvae") if f'"{name}"' not in done.stdout] == []
+
+
+@pytest.fixture(scope="module")
+def source_distribution(installed: Path) -> Path:
+    folder = installed.parent / "sdist"
+    command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(installed.parent)]
+    command += ["sdist", "--dist-dir", str(folder)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=200)
+    (archive,) = folder.glob("*.tar.gz")
+    return archive
+
+
+def test_a_package_index_takes_both_distributions_and_shows_the_readme(
+    installed: Path, source_distribution: Path
+) -> None:
+    """``twine check`` renders the README as an index does; strict, a warning is a failure."""
+    (wheel,) = installed.parent.glob("*.whl")
+    done = subprocess.run(
+        [sys.executable, "-m", "twine", "check", "--strict", str(wheel), str(source_distribution)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("PASSED") == 2
+
+
+def test_a_source_distribution_holds_what_a_wheel_is_built_of(source_distribution: Path) -> None:
+    with tarfile.open(source_distribution) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    wanted = {"setup.py", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"}
+    wanted |= {f"data_manifests/{name}.json" for name in MANIFESTS}
+    wanted |= {f"bundles/{name}/{file}" for name in NAMES for file in LIGHT}
+    wanted |= {f"bundles/{name}/models/model.pt" for name in NAMES}
+    assert wanted - names == set()
