@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from medvae3d.errors import SettingError
-from medvae3d.models.latent import Batch, Condition, Trace
+from medvae3d.models.latent import Batch, Condition, LatentModel, Trace
 from medvae3d.objectives.samples import generated_trace
 from medvae3d.probability.codebook import Codebooks
 from medvae3d.training.fitting import PriorFitter
@@ -29,6 +29,8 @@ class GeneratorPlayer(PartModelPlayer):
             from the encoder's posteriors of the batch; ``prior``, draws from the fitted prior. The
             encoder is left as it is.
         fitter: Fits the prior when the player begins, for ``prior``.
+        begins_as: Model whose decoder the generator is a copy of when the player begins; without
+            one, it begins from its own first weights.
         **options: See `ModelPlayer`.
 
     Raises:
@@ -40,6 +42,7 @@ class GeneratorPlayer(PartModelPlayer):
         *args: Any,
         noise: str = "normal",
         fitter: PriorFitter | None = None,
+        begins_as: LatentModel | None = None,
         **options: Any,
     ) -> None:
         super().__init__(*args, **options)
@@ -57,6 +60,14 @@ class GeneratorPlayer(PartModelPlayer):
             )
         self.noise = noise
         self.fitter = fitter
+        self.begins_as = begins_as
+
+    def play(self, turn: Turn, autocast: Any) -> None:
+        if self.begins_as is not None and turn.step == self.start:
+            for part in ("decoder", "heads"):
+                state = getattr(self.begins_as, part).state_dict()
+                getattr(self.model, part).load_state_dict(state)
+        super().play(turn, autocast)
 
     def _pass(self, batch: Batch, turn: Turn) -> Trace:
         condition = self.model.condition(batch, turn.generator)

@@ -121,6 +121,36 @@ def test_the_autoencoder_shares_the_encoder_and_has_a_decoder_of_its_own():
     assert changed(before[1], twin.decoder)
 
 
+def test_a_generator_may_begin_as_the_decoder_of_the_autoencoder():
+    network, discriminator = made(vae_noise_gan), judge()
+    twin = autoencoder_of(network)
+    torch.nn.init.normal_(twin.decoder.output.conv.weight)
+    player = GeneratorPlayer(
+        network,
+        generator_objective(discriminator),
+        adam(decoder_side(network), 0.0),
+        begins_as=twin,
+        start=2,
+    )
+    for step, same in ((1, False), (2, True)):
+        play([player], step)
+        pairs = zip(network.decoder.parameters(), twin.decoder.parameters(), strict=True)
+        assert all(torch.equal(*each) for each in pairs) is same
+    torch.nn.init.normal_(twin.decoder.output.conv.weight)
+    play([player], 3)
+    found = network.decoder.output.conv.weight
+    assert not torch.equal(found, twin.decoder.output.conv.weight), "it is a copy, once"
+
+
+def test_a_generator_has_the_parameters_of_the_decoder_that_it_is_compared_with():
+    """And of a VAE-GAN, whose decoder and discriminator are these."""
+    count = lambda module: sum(p.numel() for p in module.parameters())
+    sizes = {"vector_latent": True, "latent_channels": 4}
+    generator, autoencoder = made(dcgan, **sizes), made(vae, **sizes)
+    assert count(generator) == count(decoder_side(autoencoder))
+    assert count(generator) < count(autoencoder)
+
+
 def test_three_noises_are_three_sources():
     found = {}
     loader = StepLoader(cases(), 2, seed=3)

@@ -1,0 +1,264 @@
+"""What adversarial and introspective systems show beside a VAE of equal size and as many steps."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from small_trainings import (
+    RATE,
+    SHAPE,
+    SIZES,
+    adam,
+    balls,
+    copied,
+    dice,
+    drawn,
+    energy_distance,
+    judge,
+    late,
+    modes,
+    played,
+    psnr,
+    rebuilt,
+    recall,
+    seeded,
+    spread,
+    unsharpness,
+    whole,
+)
+
+from medvae3d.models.zoo import autoencoder_of, vae, vae_noise_gan
+from medvae3d.objectives.compositions import generator_objective, joint_objective
+from medvae3d.objectives.introspective import HingeIntrospection, SoftIntrospection
+from medvae3d.objectives.vae_gan import vae_gan_objectives
+from medvae3d.training.fitting import PriorFitter
+from medvae3d.training.generators import GeneratorPlayer
+from medvae3d.training.introspective import IntrospectivePlayer
+from medvae3d.training.loading import BatchPreparation, StepLoader
+from medvae3d.training.optimizers import adamw
+from medvae3d.training.parts import decoder_side
+from medvae3d.training.players import DiscriminatorPlayer, ModelPlayer
+from medvae3d.training.vae_gan import (
+    BalancedDecoderPlayer,
+    BalancedDiscriminatorPlayer,
+    PartModelPlayer,
+)
+
+pytestmark = pytest.mark.slow
+
+STEPS, START = 250, 100
+TRAINING, UNSEEN = balls(64, 0), whole(balls(48, 1))
+REAL = UNSEEN["image"]
+
+
+def model():
+    return seeded(vae, SHAPE, components=0, **SIZES)
+
+
+@pytest.fixture(scope="module")
+def baseline():
+    """The VAE that the others are held against."""
+    network = model()
+    player = ModelPlayer(network, joint_objective(warm_up_steps=40), adamw(network, RATE))
+    played(network, [player], TRAINING, STEPS)
+    assert dice(rebuilt(network, UNSEEN)["mask"], UNSEEN["mask"]) > 0.8
+    return network
+
+
+# -- VAE-GAN ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def vae_gan():
+    network, discriminator = model(), judge()
+    encoder, decoder = vae_gan_objectives(
+        network, discriminator, feature_weight=1.0, adversarial_weight=0.1
+    )
+    players = [
+        PartModelPlayer(network, encoder, adamw(network.encoder, RATE), name="encoder"),
+        BalancedDecoderPlayer(
+            network,
+            decoder,
+            adamw(decoder_side(network), RATE),
+            name="decoder",
+            discriminator=discriminator,
+        ),
+        BalancedDiscriminatorPlayer(discriminator, adam(discriminator), network, source="decoder"),
+    ]
+    return network, played(network, players, TRAINING, STEPS)
+
+
+def test_a_vae_gan_is_sharper_than_the_vae_at_no_more_than_three_decibel(vae_gan, baseline):
+    found = {}
+    for name, network in (("vae_gan", vae_gan[0]), ("vae", baseline)):
+        again, made = rebuilt(network, UNSEEN), drawn(network)
+        found[name] = (
+            psnr(again["image"], REAL),
+            unsharpness(again["image"], REAL),
+            unsharpness(made["image"], REAL),
+            dice(again["mask"], UNSEEN["mask"]),
+        )
+    judged, plain = found["vae_gan"], found["vae"]
+    assert judged[0] > plain[0] - 3
+    assert judged[1] < plain[1] and judged[2] < 0.8 * plain[2]
+    assert judged[3] > 0.7, "image and mask together"
+
+
+def test_a_vae_gan_covers_as_much_as_the_vae(vae_gan, baseline):
+    judged, plain = (recall(REAL, drawn(each)["image"]) for each in (vae_gan[0], baseline))
+    assert judged >= plain - 0.1
+
+
+def test_the_discriminator_of_a_vae_gan_is_not_saturated_and_who_learned_is_logged(vae_gan):
+    logs = vae_gan[1]
+    costs = [late(logs[f"decoder/{name}"]) for name in ("real_cost", "fake_cost")]
+    assert min(costs) > 0.28 and max(costs) < 1.08, "within the margin of the rule"
+    assert late(logs["discriminator/accuracy"]) < 0.95
+    for name in ("learns", "discriminator_learns"):
+        assert set(logs[f"decoder/{name}"]) <= {0.0, 1.0} and len(logs[f"decoder/{name}"]) == STEPS
+
+
+# -- introspective ------------------------------------------------------------------------------
+
+
+def introspective(objective):
+    network = model()
+    sides = {"encoder": network.encoder, "decoder": decoder_side(network)}
+    players = [
+        IntrospectivePlayer(
+            network, objective, adamw(side, RATE), role=role, introspect_start=START
+        )
+        for role, side in sides.items()
+    ]
+    return network, played(network, players, TRAINING, STEPS)
+
+
+@pytest.fixture(scope="module")
+def hinge():
+    return introspective(HingeIntrospection())
+
+
+@pytest.fixture(scope="module")
+def soft():
+    return introspective(SoftIntrospection(beta_rec=5.0, beta_neg=8.0, alpha=None))
+
+
+def test_the_divergence_of_samples_settles_between_that_of_real_volumes_and_the_margin(hinge):
+    _, logs = hinge
+    real, made, margin = (late(logs[f"encoder/{name}"]) for name in ("kl", "kl_sampled", "margin"))
+    assert real < made < margin
+
+
+def test_samples_of_an_introvae_do_not_collapse(hinge, baseline):
+    network, _ = hinge
+    made = drawn(network)["image"]
+    assert spread(made) > 0.5 * spread(REAL)
+
+
+def test_an_introvae_finds_the_mask_as_well_as_the_vae(hinge, baseline):
+    found, plain = (
+        dice(rebuilt(network, UNSEEN)["mask"], UNSEEN["mask"]) for network in (hinge[0], baseline)
+    )
+    assert found > plain - 0.05
+
+
+def test_exponents_neither_vanish_nor_are_all_one(soft):
+    _, logs = soft
+    assert len(logs["encoder/exponent_low"]) == STEPS - START
+    assert min(logs["encoder/exponent_low"]) > -5
+    assert max(logs["encoder/exponent_high"]) < 0
+
+
+def test_a_soft_introvae_samples_better_than_the_vae_and_rebuilds_no_worse(soft, baseline):
+    found = {}
+    for name, network in (("soft", soft[0]), ("vae", baseline)):
+        again, made = rebuilt(network, UNSEEN), drawn(network)
+        found[name] = (
+            energy_distance(made["image"], REAL),
+            float((again["image"] - REAL).square().mean()),
+            energy_distance(made["mask"], UNSEEN["mask"]),
+            dice(again["mask"], UNSEEN["mask"]),
+        )
+    judged, plain = found["soft"], found["vae"]
+    assert judged[0] < plain[0] and judged[2] < plain[2], "image and mask"
+    assert judged[1] < 1.1 * plain[1]
+    assert judged[3] > plain[3] - 0.05
+
+
+def test_an_introspective_system_of_image_and_mask_has_the_parameters_of_the_vae_alone(soft):
+    """AL-VAE-style: no discriminator exists, and one latent gives both."""
+    network, _ = soft
+    count = lambda module: sum(p.numel() for p in module.parameters())
+    assert count(network) == count(model())
+    made = drawn(network)
+    inside = made["image"][made["mask"] > 0].mean()
+    outside = made["image"][made["mask"] == 0].mean()
+    assert inside > outside + 0.5, "the ball of the image lies in that of the mask"
+
+
+# -- a GAN driven by the latents of a VAE -------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def driven():
+    """A GAN by each source of noise, all over the encoder of one trained autoencoder."""
+    source = seeded(vae_noise_gan, SHAPE, components=4, rank=8, **SIZES)
+    twin = autoencoder_of(source)
+    player = ModelPlayer(twin, joint_objective(warm_up_steps=40), adamw(twin, RATE))
+    played(twin, [player], TRAINING, 150)
+    found = {}
+    for noise in ("normal", "posterior", "prior"):
+        network, discriminator = copy.deepcopy(source), judge((16, 32, 32))
+        preparation = BatchPreparation(network.statistics, (1.0, 1.0, 1.0))
+        loader = StepLoader(TRAINING, 8, seed=0)
+        fitter = PriorFitter({"model": network}, loader, preparation, passes=8)
+        generator = GeneratorPlayer(
+            network,
+            generator_objective(discriminator, kind="hinge"),
+            adam(decoder_side(network), 1e-4),
+            noise=noise,
+            fitter=fitter,
+            begins_as=twin,
+        )
+        judged = DiscriminatorPlayer(discriminator, adam(discriminator, 1e-3), kind="hinge")
+        played(network, [generator, judged], TRAINING, 60)
+        if noise == "normal":
+            network.sampling_prior = None
+        elif noise == "posterior":
+            fitter.fit()
+        found[noise] = network
+    return found
+
+
+def test_of_three_sources_of_noise_those_that_know_the_cases_come_nearer_and_copy_none(driven):
+    known = whole(TRAINING)["image"]
+    figures = {}
+    for noise, network in driven.items():
+        made = drawn(network)
+        figures[noise] = (
+            energy_distance(made["image"], REAL),
+            energy_distance(made["mask"], UNSEEN["mask"]),
+            copied(made["image"], known),
+        )
+    assert figures["posterior"][0] < figures["normal"][0]
+    for noise in ("posterior", "prior"):
+        _, mask, copies = figures[noise]
+        assert mask < figures["normal"][1]
+        assert copies <= 0.05
+
+
+@torch.no_grad()
+def test_two_noises_for_one_case_give_two_images_of_it(driven):
+    network = driven["posterior"]
+    condition = network.condition(UNSEEN)
+    posterior = network.encode(UNSEEN, condition)
+    first, again = (
+        modes(network.decode(posterior.rsample(torch.Generator().manual_seed(seed)), condition))[
+            "image"
+        ]
+        for seed in (0, 1)
+    )
+    apart = (first - again).flatten(1).norm(dim=1).mean().item()
+    assert 0.02 * spread(first) < apart < spread(first), "nearer than two cases are"
