@@ -378,7 +378,9 @@ def test_nnunet_finds_no_fault_in_its_own_check(cli, tmp_path):
     assert "verify_dataset_integrity Done" in done.stdout and "Error" not in done.stdout
 
 
-VALIDATOR = shutil.which("bids-validator-deno")  # the older one knows no derivatives
+# Beside this Python, if it is not activated. The older npm package knows no derivatives.
+PLACES = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+VALIDATOR = shutil.which("bids-validator-deno", path=PLACES)
 
 
 @pytest.mark.skipif(VALIDATOR is None, reason="pip install bids-validator-deno to run it")
@@ -386,7 +388,8 @@ def test_the_bids_validator_finds_no_error(cli, tmp_path):
     listed = write_list(tmp_path / "in", ("flair", "t1", "ct"), count=2)
     out = put_out(cli, listed, tmp_path / "out", "--format", "bids")
     call = [VALIDATOR, "--format", "json", str(out)]
-    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    paths = {**os.environ, "PATH": PLACES}
+    done = subprocess.run(call, capture_output=True, text=True, check=False, env=paths)
     found = json.loads(done.stdout)["issues"]["issues"]
     assert [each for each in found if each["severity"] == "error"] == []
     assert len(json.loads(done.stdout)["summary"]["subjects"]) == 2  # it has read our files
