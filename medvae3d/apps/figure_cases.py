@@ -14,6 +14,7 @@ from medvae3d.apps.bundle import Bundle
 from medvae3d.data.datalists import as_monai, read_datalist
 from medvae3d.data.lesions import single_lesions
 from medvae3d.data.preparation import case_transforms
+from medvae3d.data.volumes import Volume
 from medvae3d.errors import DataListError
 from medvae3d.evaluation.cases import Cases, joined, lesion_cases, mask_cases, whole_cases
 from medvae3d.models.two_stage import TwoStageModel
@@ -58,6 +59,7 @@ class CaseSource:
         self.seed, self.count, self.say = seed, count, say
         self.generation: dict[str, Any] = {}
         self._made: dict[str, Cases] = {}
+        self._given: tuple[Volume, ...] = ()
         self.is_insertion = self.recipe.synthesis.kind == "insertion"
         listed = read_datalist(datalist)
         self.train_items = as_monai(listed.split("training"))
@@ -85,6 +87,14 @@ class CaseSource:
     def with_cases(self, train: Cases, unseen: Cases) -> CaseSource:
         """This source with real cases that were read before, in the same form."""
         self._made |= {"train": train, "unseen": unseen}
+        return self
+
+    def with_masks(self, masks: Sequence[Volume]) -> CaseSource:
+        """This source with samples that are made for given masks, one each.
+
+        Only for bundles that make the image of a whole volume from its mask.
+        """
+        self._given = tuple(masks)
         return self
 
     # -- real -------------------------------------------------------------------------------------
@@ -156,10 +166,17 @@ class CaseSource:
             options, count = self.insertion(count)
         if folder.exists():  # of an earlier report; other weights would be refused
             shutil.rmtree(folder)
-        self.bundle.write(folder, count, self.seed, **options)
-        records = read_records(folder)
-        self.generation = rejections(records)
-        items = as_monai(read_datalist(folder / "dataset.json").split("training"))
+        if self._given:
+            # Samples of one folder have one mask in common.
+            folders = [folder / f"{index:04d}" for index in range(len(self._given))]
+            for index, (part, mask) in enumerate(zip(folders, self._given, strict=True)):
+                self.bundle.write(part, 1, self.seed, start=index, mask=mask, preview=False)
+        else:
+            folders = [folder]
+            self.bundle.write(folder, count, self.seed, **options)
+        self.generation = rejections([each for part in folders for each in read_records(part)])
+        listed = [read_datalist(part / "dataset.json").split("training") for part in folders]
+        items = as_monai([case for cases in listed for case in cases])
         if not self.is_insertion:
             return whole_cases([self.prepare(item) for item in items])
         hosts = self._hosts()

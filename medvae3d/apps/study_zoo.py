@@ -6,16 +6,12 @@ memory are those of the training alone, then judged here; what it came to is kep
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
 import torch
 
@@ -24,18 +20,19 @@ from medvae3d.apps.bundle import Bundle, find_bundle, load_bundle
 from medvae3d.apps.data_for_training import require_clean
 from medvae3d.apps.figure_cases import CaseSource
 from medvae3d.apps.systems import system_settings
-from medvae3d.apps.trust import is_trusting, require_trusted, trusting
+from medvae3d.apps.trust import require_trusted
+from medvae3d.apps.zoo_training import is_trained, read_timing, train_apart
 from medvae3d.data.datalists import read_datalist, require_all_channels
 from medvae3d.data.integrity import check
 from medvae3d.data.stamps import digest_of
 from medvae3d.data.volumes import write_bytes
-from medvae3d.errors import MedvaeError, OutputError, SettingError
+from medvae3d.errors import MedvaeError, SettingError
 from medvae3d.evaluation.baselines import CasePCA
 from medvae3d.evaluation.cases import Cases, framed_as, spread
 from medvae3d.evaluation.comparison import DISTANCES, SAME, compare, prepare
 from medvae3d.evaluation.evidence import log_weights
-from medvae3d.evaluation.features import FixedNetwork
-from medvae3d.evaluation.privacy import copy_check
+from medvae3d.evaluation.features import FixedNetwork, Rows
+from medvae3d.evaluation.privacy import CopyCheck
 from medvae3d.evaluation.reconstruction import Words, reconstruct
 from medvae3d.evaluation.voxelwise import image_scores, mask_scores
 from medvae3d.models.latent import LatentModel
@@ -48,10 +45,10 @@ from medvae3d.studies.cells import (
     cells_csv,
     held_study,
     read_cell,
-    read_object,
     require_same_settings,
     run_cells,
 )
+from medvae3d.studies.mask_sources import given_masks
 from medvae3d.studies.zoo import (
     MEAN,
     Entry,
@@ -65,9 +62,6 @@ from medvae3d.studies.zoo import (
 )
 
 Say = Callable[[str], None]
-TIMING = "timing.json"
-# Steps that the clock leaves out: the first ones compile kernels and fill caches.
-WARM_UP = 5
 
 
 @dataclass(frozen=True)
@@ -186,17 +180,24 @@ class ZooWork:
         self.chosen = chosen
         self._train: Cases | None = None
         self._unseen: Cases | None = None
+        # What is the same for all cells, once it was computed.
+        self._unseen_rows: dict[tuple[float, ...], Rows] = {}
+        self._copies: CopyCheck | None = None
 
     def __call__(self, cell: Cell) -> dict[str, Any]:
         entry = self.chosen[cell.arm]
         if not entry.system:
             return self.without_model(entry)
-        root = self.folder / "trained" / cell.name
+        # Rows that differ in what is drawn alone share one training.
+        root = self.folder / "trained" / replace(cell, arm=entry.trained).name
         timing = self.train(entry, cell.seed, root)
         bundle = load_bundle(root)
         means: dict[str, float | None] = dict(timing)
         notes: list[str] = []
         source = self.source(bundle, cell)
+        if entry.masks:
+            grid, count = bundle.recipe.grid, self.options.samples
+            source.with_masks(given_masks(entry.masks, self.train_cases, grid, count, cell.seed))
         words = words_of(bundle, cell.seed)
         means |= self.rebuilt(bundle, words)
         means |= self.likelihood(bundle, entry, words, cell.seed)
@@ -209,50 +210,15 @@ class ZooWork:
     # -- training ---------------------------------------------------------------------------------
 
     def train(self, entry: Entry, seed: int, root: Path) -> dict[str, float | None]:
-        """Trains in a process of its own; gives parameters, time and memory."""
-        if not (root / TIMING).is_file():
-            self.say(f"training {entry.name}, seed {seed}")
-            order = {
-                "system": entry.system,
-                "datalist": str(self.datalist),
-                "out": str(root),
-                "like": self.options.like,
-                "trust": is_trusting(),
-                "seed": seed,
-                "changes": [
-                    *texts_for(system_settings(entry.system)["network_def"], self.options.settings),
-                    *entry.settings,
-                ],
-            }
-            call = [sys.executable, "-m", "medvae3d.apps.study_zoo", json.dumps(order)]
-            process = subprocess.Popen(call, stderr=subprocess.PIPE, text=True)
-            with cast(IO[str], process.stderr) as pipe:
-                told = pipe.read()  # before waiting: a full pipe would keep it from ending
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-            if process.returncode or not (root / TIMING).is_file():
-                last = told.strip().splitlines()[-1:] or ["no message"]
-                raise SettingError(
-                    f"{entry.name} with seed {seed} could not be trained: {last[0]}. What is done "
-                    f"is kept; leave it out with --systems, or put the cause right."
-                )
-            found = json.loads((root / TIMING).read_text())
-            # Kilobytes on Linux.
-            found["memory_gb"] = usage.ru_maxrss * 1024 / 1e9
-            write_bytes(root / TIMING, json.dumps(found).encode() + b"\n")
-        timing = read_object(root / TIMING)
-        names = ("parameters", "cpu_seconds_a_step", "seconds_a_step")
-        if not all(isinstance(timing.get(name), int | float) for name in names):
-            raise OutputError(
-                f"{root / TIMING} does not hold {', '.join(names)}. Delete {root}, and the model "
-                f"is trained again."
-            )
-        return {
-            "parameters": timing["parameters"] / 1e6,
-            "cpu_seconds_a_step": timing["cpu_seconds_a_step"],
-            "seconds_a_step": timing["seconds_a_step"],
-            "memory_gb": timing.get("memory_gb"),
-        }
+        """Trains, unless that was done; gives parameters, time and memory."""
+        if not is_trained(root):
+            self.say(f"training {entry.trained}, seed {seed}")
+            common = texts_for(system_settings(entry.system)["network_def"], self.options.settings)
+            train_apart(
+                entry.trained, entry.system, self.datalist, root, like=self.options.like,
+                seed=seed, changes=[*common, *entry.settings],
+            )  # fmt: skip
+        return read_timing(root)
 
     # -- cases ------------------------------------------------------------------------------------
 
@@ -317,9 +283,13 @@ class ZooWork:
         seconds = time.process_time() - begin
         framed = framed_as(samples, self.train_cases, seed)
         spacing, features = source.recipe.spacing, FixedNetwork()
-        rows = [features(cases, spacing) for cases in (self.unseen, framed)]
+        if spacing not in self._unseen_rows:
+            self._unseen_rows[spacing] = features(self.unseen, spacing)
+        rows = (self._unseen_rows[spacing], features(framed, spacing))
         found = compare(prepare(*rows), derive_seed(seed, "zoo")).table
-        copies = copy_check(framed, self.train_cases, self.unseen)["rows"]
+        if self._copies is None:
+            self._copies = CopyCheck(self.train_cases, self.unseen)
+        copies = self._copies(framed)["rows"]
         whole = {
             "frechet": found[DISTANCES[0]].get(SAME),
             **{name: found[name].get(SAME) for name in ("precision", "recall", "coverage")},
@@ -361,35 +331,3 @@ def words_of(bundle: Bundle, seed: int) -> Words:
         bundle.statistics,
         seed,
     )
-
-
-def train_one(order: Mapping[str, Any]) -> None:
-    """Trains one cell and leaves what it took beside its weights; in a process of its own."""
-    from medvae3d.apps.training import train
-
-    marks: list[tuple[int, float, float]] = []
-
-    def advance(done: int, wanted: int, words: str) -> None:
-        marks.append((done, time.process_time(), time.perf_counter()))
-
-    train(
-        order["system"], order["datalist"], order["out"], like=order["like"], seed=order["seed"],
-        resume=True, changes=order["changes"], advance=advance,
-    )  # fmt: skip
-    counted = marks[min(WARM_UP, len(marks) // 2) :]
-    (first, cpu, wall), (last, cpu_end, wall_end) = counted[0], counted[-1]
-    steps = max(1, last - first)
-    network = load_bundle(order["out"]).network
-    content = {
-        "parameters": sum(p.numel() for p in network.parameters()),
-        "steps": marks[-1][0],
-        "cpu_seconds_a_step": (cpu_end - cpu) / steps,
-        "seconds_a_step": (wall_end - wall) / steps,
-    }
-    write_bytes(Path(order["out"]) / TIMING, json.dumps(content).encode() + b"\n")
-
-
-if __name__ == "__main__":
-    given = json.loads(sys.argv[1])
-    with trusting(given["trust"]):
-        train_one(given)

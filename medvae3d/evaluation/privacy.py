@@ -83,6 +83,40 @@ def _observed(cases: Cases, flips: tuple[int, ...] = ()) -> tuple[Tensor, Tensor
     return (unit(cases.image.flip(flips)) * valid).flatten(1), valid.flatten(1)
 
 
+class CopyCheck:
+    """`copy_check` for several sets of samples; distances between real cases are taken once.
+
+    Args:
+        train: Training cases; at least two.
+        unseen: Cases that were not trained on, as a control that the check does not cry wolf.
+    """
+
+    def __init__(self, train: Cases, unseen: Cases | None = None) -> None:
+        self.train = train
+        is_known = len(train) > 1
+        self._real = nearest(train, train, same=True) if is_known else {}
+        self._unseen = nearest(unseen, train) if is_known and unseen is not None else None
+
+    def __call__(self, made: Cases) -> dict[str, Any]:
+        """Share of samples that are too near, as `copy_check` gives it."""
+        counts = {"train": len(self.train), "samples": len(made)}
+        if not self._real:
+            return counts
+        sets = {"samples": nearest(made, self.train)}
+        if self._unseen is not None:
+            sets["unseen"] = self._unseen
+        rows: dict[str, dict[str, float]] = {}
+        for kind in ("image", "mask"):
+            real = self._real[kind]
+            limit = float(np.percentile(real.numpy(), PERCENT))
+            rows[kind] = {"limit": limit, "training to training": float(real.median())}
+            for name, distance in sets.items():
+                rows[kind][f"{name} to training"] = float(distance[kind].median())
+                below = distance[kind] < limit
+                rows[kind][f"share of {name} below"] = float(below.double().mean())
+        return {**counts, "rows": rows}
+
+
 def copy_check(made: Cases, train: Cases, unseen: Cases | None = None) -> dict[str, Any]:
     """Share of samples nearer to a training case than one in a hundred of those is to another.
 
@@ -95,20 +129,7 @@ def copy_check(made: Cases, train: Cases, unseen: Cases | None = None) -> dict[s
         By ``image`` and ``mask``: the limit, the median distances, and the shares below the limit.
         A share is ``None`` where no two training cases can be compared.
     """
-    if len(train) < 2:
-        return {"train": len(train), "samples": len(made)}
-    real = nearest(train, train, same=True)
-    sets = {"samples": nearest(made, train)}
-    if unseen is not None:
-        sets["unseen"] = nearest(unseen, train)
-    rows: dict[str, dict[str, float]] = {}
-    for kind in ("image", "mask"):
-        limit = float(np.percentile(real[kind].numpy(), PERCENT))
-        rows[kind] = {"limit": limit, "training to training": float(real[kind].median())}
-        for name, distance in sets.items():
-            rows[kind][f"{name} to training"] = float(distance[kind].median())
-            rows[kind][f"share of {name} below"] = float((distance[kind] < limit).double().mean())
-    return {"train": len(train), "samples": len(made), "rows": rows}
+    return CopyCheck(train, unseen)(made)
 
 
 LogLikelihood = Callable[[Cases], Tensor]

@@ -1,8 +1,8 @@
 """What is compared when all systems are: the entries of the study, its measures, its table.
 
 Each entry is a system with settings of its own, trained on the same cases with the same trunk and
-the same number of steps. Two rows need no model: principal components and the mean of the training
-cases.
+the same number of steps; rows of a pair with other masks share the training of the pair. Two rows
+need no model: principal components and the mean of the training cases.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 
 from medvae3d.errors import SettingError
 from medvae3d.models.registry import SYSTEMS
+from medvae3d.studies.mask_sources import BALLS, REAL
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,21 @@ class Entry:
         system: The system that is trained; empty for a row that needs no model.
         settings: ``KEY=VALUE`` texts over its settings.
         group: ``systems``, or which ablation it belongs to.
+        masks: Source of the masks that samples are made for, of `SOURCES`; those that the system
+            makes itself if empty. Such a row has no training of its own: it is the system without
+            further settings, drawn from in another way.
     """
 
     name: str
     system: str = ""
     settings: tuple[str, ...] = ()
     group: str = "systems"
+    masks: str = ""
+
+    @property
+    def trained(self) -> str:
+        """Name of the entry whose training this one is drawn from."""
+        return self.system if self.masks else self.name
 
 
 PCA, MEAN = "principal components", "mean of the training cases"
@@ -71,6 +81,10 @@ PAVAE_PARTS = tuple(
         ),
     }.items()
 )
+PAVAE_MASKS = tuple(
+    Entry(f"pavae, {what}", "pavae", (), "masks of pavae", masks)
+    for what, masks in {"masks of training cases": REAL, "balls for masks": BALLS}.items()
+)
 # A mixture is what a VAE is sampled from where nothing else is said, so it is no entry of its own.
 VAE_PRIORS = tuple(
     Entry(f"vae, prior: {prior}", "vae", (setting,), "priors")
@@ -79,7 +93,7 @@ VAE_PRIORS = tuple(
         **{name: f"network_def#prior={name}" for name in ("gaussian", "vamp", "flow")},
     }.items()
 )
-GROUPS = (HVAE_STEPS, DHVAE_PARTS, PAVAE_PARTS, VAE_PRIORS)
+GROUPS = (HVAE_STEPS, DHVAE_PARTS, PAVAE_PARTS, PAVAE_MASKS, VAE_PRIORS)
 
 
 def texts_for(network: Mapping[str, Any], texts: Sequence[str]) -> list[str]:
@@ -146,6 +160,7 @@ class Column:
 
 COLUMNS = (
     Column("parameters", "parameters (M)", 2),
+    Column("cpu_seconds", "CPU s of training", 0, "low"),
     Column("cpu_seconds_a_step", "CPU s a step", 2, "low"),
     Column("memory_gb", "memory (GB)", 2, "low"),
     Column("nmse", "NMSE", 4, "low"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 
+import nibabel as nib
 import pytest
 
 SMALL = (
@@ -38,3 +39,31 @@ def test_other_settings_in_the_same_folder_are_refused(cli, refused, phantom_lis
     words = ("study", "zoo", "--datalist", phantom_list, "--out", out)
     told = refused(*words, "--systems", "nothing", out=out)
     assert "nothing" in told
+
+
+@pytest.mark.integration
+def test_masks_of_training_cases_and_balls_are_filled_by_one_trained_pair(
+    cli, phantom_list, tmp_path
+):
+    out = tmp_path / "zoo"
+    words = ("study", "zoo", "--datalist", phantom_list, "--out", out, "--samples", 3, "--draws", 2)
+    small = (*SMALL[:5], "network_def#channels=[8,16]", "network_def#latent_channels=2")
+    done = cli(*words, "--systems", "masks of pavae", *small)
+    assert done.code == 0, done.error
+    trained = sorted(path.parent.name for path in (out / "trained").glob("*/timing.json"))
+    assert len(trained) == 1
+    with (out / "cells.csv").open() as file:
+        rows = {row["arm"]: row for row in csv.DictReader(file)}
+    real, balls = (
+        rows[f"pavae, {name}"] for name in ("masks of training cases", "balls for masks")
+    )
+    assert float(real["cpu_seconds"]) == float(balls["cpu_seconds"]) > 1
+    assert float(real["accepted"]) == float(balls["accepted"]) == 1
+    made = [
+        [nib.load(path).get_fdata() for path in sorted((out / "trained").glob(pattern))]
+        for pattern in ("*cases*/samples/*/labels/*", "*balls*/samples/*/labels/*")
+    ]
+    assert [len(labels) for labels in made] == [3, 3]
+    for one, other in zip(*made, strict=True):
+        assert (one > 0).sum() == (other > 0).sum() > 0
+        assert (one != other).any()
