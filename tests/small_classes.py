@@ -2,69 +2,38 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
+import small_trainings
+from small_trainings import SPACING, balls, whole
 
-from medvae3d.training.loading import BatchPreparation, CaseLoader, StepLoader
-from medvae3d.training.players import Player, Turn
+from medvae3d.training.loading import BatchPreparation
+from medvae3d.training.players import Player
 
-SIDE = 12
-SHAPE = (SIDE,) * 3
-SPACING = (1.0, 1.0, 1.0)
 CLASSES = ("dark", "bright")
-LEVELS = {"dark": 0.4, "bright": 1.2}
+BRIGHTER = {"dark": -0.6, "bright": 0.2}
 
 
-def balls(count: int, seed: int) -> list[dict[str, Any]]:
-    """Balls of some size at some place in grain; of a class in turn, which is how bright one is."""
-    generator = torch.Generator().manual_seed(seed)
-    axis = torch.arange(float(SIDE))
-    grid = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"))
-    cases = []
-    for number in range(count):
-        middle = SIDE / 2 - 0.5 + 4 * (torch.rand(3, generator=generator) - 0.5)
-        radius = 2.0 + 1.5 * torch.rand((), generator=generator)
-        label = ((grid - middle.reshape(3, 1, 1, 1)).norm(dim=0) < radius)[None]
-        noise = 0.1 * torch.randn(1, *SHAPE, generator=generator)
-        kind = CLASSES[number % len(CLASSES)]
-        image = -0.6 + LEVELS[kind] * label.float() + noise
-        case = {"image": image, "label": label.to(torch.uint8), "class": kind}
-        cases.append({**case, "case": f"ball {number}"})
+def balls_of_classes(count: int, seed: int) -> list[dict[str, Any]]:
+    """Balls of a class in turn, which is how bright one is."""
+    cases = balls(count, seed)
+    for number, case in enumerate(cases):
+        case["class"] = CLASSES[number % len(CLASSES)]
+        case["image"] = case["image"] + BRIGHTER[case["class"]] * case["label"].float()
     return cases
 
 
 def played(
-    network: torch.nn.Module,
-    players: Sequence[Player],
-    cases: Sequence[dict[str, Any]],
-    steps: int,
+    network: Any, players: Sequence[Player], cases: Sequence[dict[str, Any]], steps: int
 ) -> None:
-    """Trains on batches of 8 as a run does; the network is left for evaluation."""
+    """Trains a network that is told the class of a case."""
+    every = whole(cases)
     preparation = BatchPreparation(network.statistics, SPACING)
-    loader = StepLoader(cases, 8, seed=0)
-    whole = next(iter(CaseLoader(cases, len(cases))))
-    network.statistics.fit_attributes(preparation.attributes(whole["mask"], whole))
-    for step in range(steps):
-        batch = preparation(loader.batch(step), "cpu")
-        turn = Turn(batch, step, torch.Generator().manual_seed(step))
-        for player in players:
-            if player.is_active(step):
-                player.network.train()
-                player.play(turn, contextlib.nullcontext)
-    network.eval()
+    network.statistics.fit_attributes(preparation.attributes(every["mask"], every))
+    small_trainings.played(network, players, cases, steps)
 
 
-def unseen_of(network: torch.nn.Module, cases: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def unseen_of(network: Any, cases: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """All of some cases as one batch, as the network reads them."""
-    whole = next(iter(CaseLoader(cases, len(cases))))
-    return BatchPreparation(network.statistics, SPACING)(whole, "cpu")
-
-
-def psnr(found: Tensor, wanted: Tensor) -> float:
-    """Of images from -1 to 1, in dB."""
-    return 10 * math.log10(4 / float((found - wanted).square().mean()))
+    return BatchPreparation(network.statistics, SPACING)(whole(cases), "cpu")

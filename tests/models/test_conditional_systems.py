@@ -11,7 +11,8 @@ from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from small_classes import CLASSES, SHAPE, SPACING, balls, played, psnr, unseen_of
+from small_classes import CLASSES, balls_of_classes, played, unseen_of
+from small_trainings import SHAPE, SPACING, psnr
 
 from medvae3d.data.attributes import CLASS
 from medvae3d.models.traces import Condition
@@ -53,7 +54,7 @@ def classes_of(cases):
 
 @pytest.fixture(scope="module")
 def cases():
-    return balls(128, 0), balls(48, 1)
+    return balls_of_classes(128, 0), balls_of_classes(48, 1)
 
 
 def brightness(images, masks):
