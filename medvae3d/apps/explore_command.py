@@ -1,4 +1,4 @@
-"""The command ``medvae3d explore``: paths between cases and along a volume."""
+"""The command ``medvae3d explore``: paths between cases, along a volume, and over classes."""
 
 from __future__ import annotations
 
@@ -21,27 +21,35 @@ from medvae3d.errors import SettingError
 if TYPE_CHECKING:
     from medvae3d.apps.bundle import Bundle
     from medvae3d.geometry import Grid
+    from medvae3d.models.latent import LatentModel
     from medvae3d.synthesis.exploring import Frame
 
-WHAT = ("interpolation", "volume")
-ONE, OTHER = "Interpolation", "Volume"
+WHAT = ("interpolation", "volume", "classes")
+ONE, OTHER, THIRD = "Interpolation", "Volume", "Classes"
 
 
 def explore(
     bundle: BundleName,
-    what: Annotated[str, typer.Argument(metavar="WHAT", help="interpolation or volume.")],
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="interpolation, volume or classes.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of volumes and pictures.")],
     datalist: Annotated[
         Path | None,
-        typer.Option(metavar="LIST", rich_help_panel=ONE, help="Data list with the two cases."),
+        typer.Option(metavar="LIST", rich_help_panel=ONE,
+                     help="Data list with the two cases; with the case, for classes."),
     ] = None,
     cases: Annotated[
         str | None,
-        typer.Option(metavar="A,B", rich_help_panel=ONE, help="Names of the two cases."),
+        typer.Option(metavar="A,B", rich_help_panel=ONE,
+                     help="Names of the two cases; for classes, one, or a draw if not given."),
     ] = None,
     way: Annotated[
         str, typer.Option(rich_help_panel=ONE, help="linear, spherical or geodesic.")
     ] = "linear",
+    classes: Annotated[
+        str | None,
+        typer.Option(metavar="A,B", rich_help_panel=THIRD,
+                     help="Classes that one latent is decoded as; all if not given."),
+    ] = None,
     volume_ml: Annotated[
         str | None,
         typer.Option(metavar="LOW:HIGH", rich_help_panel=OTHER, help="Smallest and largest."),
@@ -65,16 +73,18 @@ def explore(
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Walk from one case to another, or let a lesion grow with all else fixed.
+    """Walk from one case to another, let a lesion grow, or change the class with all else fixed.
 
     Writes each volume with its mask as NIfTI, an animation and a contact sheet.
 
     Example: medvae3d explore sts_petct_hvae volume --volume-ml 30:500 --out growth
 
     Example: medvae3d explore sts_petct_hvae interpolation --datalist cases.json --cases A,B --out p
+
+    Example: medvae3d explore my_cvae classes --datalist cases.json --cases A --out counterfactuals
     """
     if what not in WHAT:
-        raise SettingError(f"WHAT is {what!r}; allowed are {' and '.join(WHAT)}. Name one of them.")
+        raise SettingError(f"WHAT is {what!r}; allowed are {', '.join(WHAT)}. Name one of them.")
     number, root = parse_whole(points, "--points", least=2), parse_whole(seed, "--seed")
     limits = None if volume_ml is None else parse_range(volume_ml, "--volume-ml", float)
     place = None if at is None else parse_triple(at, "--at", float)
@@ -84,6 +94,11 @@ def explore(
         raise SettingError(
             "an interpolation needs --datalist and two names in --cases, such as --cases A,B. Give "
             "both."
+        )
+    if what == "classes" and ((datalist is None) != (cases is None) or "," in str(cases)):
+        raise SettingError(
+            "--datalist and one name in --cases say which case is made as other classes. Give "
+            "both, or neither for a draw."
         )
     from medvae3d.apps.bundle import load_bundle
     from medvae3d.apps.demo import default_device
@@ -101,10 +116,16 @@ def explore(
             if host:
                 options |= {"hosts": tuple(host), "lesions": (1, 1), "at_mm": place}
             frames, grid = _grown(loaded, limits or (1.0, 1.0), number, root, options, told)
+        elif what == "classes":
+            frames, grid = _as_classes(loaded, classes, datalist, cases, root, told)
         else:
             names = [name.strip() for name in str(cases).split(",")]
             frames, grid = _between(loaded, Path(str(datalist)), names, number, way, told)
     facts = {"what": what, "points": number, "seed": root, "way": way, "volume_ml": limits}
+    if what == "classes":
+        from medvae3d.synthesis.exploring import changes
+
+        facts = {"what": what, "seed": root, "case": cases, "changes": changes(frames)}
     _write(loaded, frames, grid, out, facts)
     animation, picture = out / "path.gif", out / "path.png"
     say_results(
@@ -153,6 +174,46 @@ def _grown(
 def _between(
     bundle: Bundle, datalist: Path, names: list[str], points: int, way: str, told: Any
 ) -> tuple[list[Frame], Grid]:
+    from medvae3d.synthesis.exploring import between
+
+    model, batch, _ = _read(bundle, datalist, names)
+    return between(model, bundle.recipe, batch, points, way, told), bundle.recipe.grid
+
+
+def _as_classes(
+    bundle: Bundle,
+    classes: str | None,
+    datalist: Path | None,
+    case: str | None,
+    seed: int,
+    told: Any,
+) -> tuple[list[Frame], Grid]:
+    """A case, or a draw, as each class."""
+    from medvae3d.data.datalists import require_class
+    from medvae3d.models.latent import LatentModel
+    from medvae3d.synthesis.exploring import as_classes
+
+    model, recipe = bundle.network, bundle.recipe
+    known = bundle.statistics.classes
+    if not isinstance(model, LatentModel) or not known:
+        raise SettingError(
+            f"{bundle.name} is told no class, so that nothing can be made as another one. Take a "
+            f"bundle of the system cvae or icvae."
+        )
+    names = known if classes is None else tuple(name.strip() for name in classes.split(","))
+    batch = None
+    if datalist is not None and case is not None:
+        model, batch, own = _read(bundle, datalist, [case.strip()])
+        require_class(own[0], known, f"{datalist}: {case.strip()}")
+    device = next(model.parameters()).device
+    frames = as_classes(model.eval(), recipe, names, batch, seed, device=device, advance=told)
+    return frames, recipe.grid
+
+
+def _read(
+    bundle: Bundle, datalist: Path, names: list[str]
+) -> tuple[LatentModel, dict[str, Any], list[str | None]]:
+    """The model of a joint bundle, cases as it reads them, and their classes."""
     from monai.transforms import Compose
 
     from medvae3d.data.datalists import as_monai, read_datalist
@@ -160,7 +221,6 @@ def _between(
     from medvae3d.errors import DataListError
     from medvae3d.evaluation.cases import whole_cases
     from medvae3d.models.latent import LatentModel
-    from medvae3d.synthesis.exploring import between
 
     model = bundle.network
     if not isinstance(model, LatentModel) or set(model.inputs) != {"image", "mask"}:
@@ -173,7 +233,7 @@ def _between(
     if missing:
         raise DataListError(
             f"{datalist} has no case {' and no case '.join(missing)}; it has "
-            f"{', '.join(list(listed)[:8])}{' ...' if len(listed) > 8 else ''}. Name two of these."
+            f"{', '.join(list(listed)[:8])}{' ...' if len(listed) > 8 else ''}. Name these."
         )
     recipe = bundle.recipe
     channels = [{"intensity": config} for config in recipe.intensities.to_config()]
@@ -183,9 +243,14 @@ def _between(
     items = as_monai([listed[name] for name in names])
     cases = whole_cases([prepare(item) for item in items])
     batch = cases.batch(bundle.statistics, recipe.spacing)
+    statistics = bundle.statistics
+    classes = [listed[name].extra.get("class") for name in names]
+    if statistics.classes and all(name is None or name in statistics.classes for name in classes):
+        values = statistics.measure(cases.mask, recipe.spacing, classes)
+        batch["attributes"] = statistics.standardise(values)
     device = next(model.parameters()).device
     batch = {k: v.to(device) if hasattr(v, "to") else v for k, v in batch.items()}
-    return between(model.eval(), recipe, batch, points, way, told), recipe.grid
+    return model.eval(), batch, classes
 
 
 def _write(

@@ -1,4 +1,4 @@
-r"""Paths through what a model knows: from one case to another, and along one attribute.
+r"""Paths through what a model knows: from one case to another, along one attribute, over classes.
 
 Between two latents :math:`a` and :math:`b` at :math:`t \in [0, 1]`: straight,
 :math:`(1 - t)\,a + t\,b`; on a sphere,
@@ -10,11 +10,13 @@ which keeps the length that a draw of a standard normal has; or the shortest pat
 of a Riemannian model. Along a volume, one draw of the prior is moved by what an attribute says of
 the latent within a component, :math:`z(a) = z(a_0) + (a - a_0)\,\Sigma_{aa}^{-1}
 \Sigma_{as} W`, so that all else stays; asked anew at each volume, the prior would jump from one
-component to the next.
+component to the next. Over classes, one latent is decoded as each class: what changes is what the
+decoder knows of the class, and what stays is what the latent holds.
 
 References:
     Shoemake, "Animating rotation with quaternion curves", 1985, for the path on a sphere.
     Chadebec and Allassonniere, NeurIPS 2022, for the path under a metric.
+    Sohn, Lee and Yan, NeurIPS 2015, and Pesteie et al., IEEE TMI 2019, for models told a class.
 """
 
 from __future__ import annotations
@@ -143,6 +145,104 @@ def between(
             frames.append(Frame(f"{100 * share:.0f} %", image.cpu().numpy(), label.cpu().numpy()))
             advance(index + 1, points)
     return frames
+
+
+@torch.inference_mode()
+def as_classes(
+    model: LatentModel,
+    recipe: Recipe,
+    names: Sequence[str],
+    batch: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    *,
+    device: torch.device | str = "cpu",
+    advance: Callable[[int, int], None] = lambda done, wanted: None,
+) -> list[Frame]:
+    """One latent decoded as each class: a real case, or a draw, as it were had it been another.
+
+    All else that the model is told stays, and no grain is added, so that volumes differ in what the
+    decoder makes of the class alone.
+
+    Args:
+        model: A model that is told classes, in evaluation mode.
+        recipe: Channels and labels.
+        names: Two classes or more; a draw is one of the first.
+        batch: One case, as the model reads it; ``None`` for a draw of the prior.
+        seed: Seed of the draw.
+        device: Where to compute.
+        advance: Told volumes made and wanted.
+
+    Raises:
+        SettingError: If the model is told no class, or none of that name, or there are fewer than
+            two.
+    """
+    statistics = model.statistics
+    if not statistics.classes:
+        raise SettingError(
+            "this model is told no class, so that nothing can be made as another one. Take a "
+            "bundle of the system cvae or icvae."
+        )
+    if len(set(names)) != len(names) or len(names) < 2:
+        raise SettingError(
+            f"the classes are {', '.join(names) or 'none'}; two different ones or more are needed, "
+            f"of {', '.join(statistics.classes)}. Name them."
+        )
+    rows = [statistics.of_class(name) for name in names]
+    if batch is not None:
+        condition = model.condition(batch)
+        z, told = model.encode(batch, condition).mode(), condition.attributes
+    else:
+        temperature = recipe.synthesis.temperature
+        settings = Settings(seed, temperature, None, False, None, {}, names[0])
+        maker = make_maker(model, recipe, settings, torch.device(device))
+        (draft,) = maker.drafts([0], 0)
+        told = maker.attributes([draft])
+        prior = model.sampling_prior
+        known = told if prior is not None and prior.attributes else None
+        z = model.sample_latent(1, known, [draft.generator], temperature).to(device)
+    if told is None:
+        raise SettingError("the case carries no attributes. Prepare it with those of its mask.")
+    frames = []
+    for index, (name, row) in enumerate(zip(names, rows, strict=True)):
+        as_class = told.clone()
+        columns = statistics.class_columns
+        natural = told.new_zeros(len(statistics.names))
+        natural[columns] = row.to(natural)
+        as_class[:, columns] = statistics.standardise(natural)[columns]
+        with exact_float32():
+            heads = model.decode(
+                z.float(), model.blank(1, recipe.spatial_shape, as_class, z.device)
+            )
+        image = recipe.to_native(heads["image"].mode().float(), statistics)[0].cpu().numpy()
+        label = heads["mask"].mode()[0, 0].to(torch.uint8).cpu().numpy()
+        frames.append(Frame(name, image, label))
+        advance(index + 1, len(names))
+    return frames
+
+
+def changes(frames: Sequence[Frame]) -> list[dict[str, Any]]:
+    """How each volume differs from the first: Dice of the masks, and the mean absolute change.
+
+    The change is in native units by channel, inside of either mask and outside of both; ``None``
+    where there is no such voxel.
+    """
+    first, rows = frames[0], []
+    for each in frames[1:]:
+        one, other = first.label > 0, each.label > 0
+        both, either = int((one & other).sum()), one | other
+        apart = abs(each.image.astype(float) - first.image)
+        parts = {"inside": either, "outside": ~either}
+        rows.append(
+            {
+                "volume": each.title,
+                "dice": 2 * both / max(1, int(one.sum()) + int(other.sum())),
+                **{
+                    f"change_{name}": [float(c[part].mean()) if part.any() else None for c in apart]
+                    for name, part in parts.items()
+                },
+            }
+        )
+    return rows
 
 
 @torch.inference_mode()

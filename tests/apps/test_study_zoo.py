@@ -61,7 +61,7 @@ def test_masks_of_training_cases_and_balls_are_filled_by_one_trained_pair(
     assert float(real["accepted"]) == float(balls["accepted"]) == 1
     made = [
         [nib.load(path).get_fdata() for path in sorted((out / "trained").glob(pattern))]
-        for pattern in ("*cases*/samples/*/labels/*", "*balls*/samples/*/labels/*")
+        for pattern in ("*cases*/samples/*/labelsTr/*", "*balls*/samples/*/labelsTr/*")
     ]
     assert [len(labels) for labels in made] == [3, 3]
     for one, other in zip(*made, strict=True):

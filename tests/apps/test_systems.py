@@ -81,9 +81,23 @@ def classed(phantom_list, tmp_path_factory):
     return path
 
 
+def require_counterfactuals(cli, bundle, classed, folder):
+    """A case and a draw are written as both classes, with pictures and a record."""
+    case = list(read_datalist(classed))[0].name
+    for given in (("--datalist", classed, "--cases", case), ("--classes", "small,large")):
+        out = folder / given[0].strip("-")
+        done = cli("explore", bundle, "classes", "--out", out, *given)
+        assert done.code == 0, done.error
+        record = json.loads((out / "record.json").read_text())
+        assert sorted(record["steps"]) == ["large", "small"]
+        assert 0 <= record["changes"][0]["dice"] <= 1
+        assert len(list((out / "labels").glob("*.nii.gz"))) == 2
+        assert (out / "path.gif").stat().st_size and (out / "path.png").stat().st_size
+
+
 @pytest.mark.integration
 @pytest.mark.parametrize("name", system_names())
-def test_a_system_becomes_a_bundle_that_makes_samples(name, classed, tmp_path):
+def test_a_system_becomes_a_bundle_that_makes_samples(name, cli, classed, tmp_path):
     out = tmp_path / name
     outcome = train(name, classed, out, seed=3, changes=small(name))
     assert outcome.steps == outcome.of_steps == 2
@@ -108,6 +122,8 @@ def test_a_system_becomes_a_bundle_that_makes_samples(name, classed, tmp_path):
     assert set(np.unique(sample.label)) <= {0, 1}
     (again,) = bundle.generate(1, seed=1)
     assert np.array_equal(np.asarray(sample.image), np.asarray(again.image))
+    if bundle.statistics.classes:
+        require_counterfactuals(cli, out, classed, tmp_path)
 
 
 @pytest.fixture(scope="module")
