@@ -107,7 +107,9 @@ def our_flow(kind: str) -> nn.Module | None:
     return None
 
 
-def our_step(kind: str, image: torch.Tensor, autocast: Any, folded: bool = True) -> Any:
+def our_step(
+    kind: str, image: torch.Tensor, autocast: Any, folded: bool = True, compiled: bool = False
+) -> Any:
     edge = image.shape[-1]
     network = LatentModel(
         OurEncoder(edge),  # type: ignore[arg-type]
@@ -118,6 +120,9 @@ def our_step(kind: str, image: torch.Tensor, autocast: Any, folded: bool = True)
         flow=our_flow(kind),
         flow_autocast=True,
     )
+    if compiled:
+        for part in (network.encoder, network.decoder):
+            part.body.compile()  # type: ignore[union-attr]
     cases = [f"case{n}" for n in range(len(image))]
     return player_step(network, {"image": image, "mask": image, "case": cases}, autocast)
 
@@ -271,6 +276,7 @@ def main() -> None:
     parser.add_argument("--small-metric", action="store_true", help="for pythae's RHVAE too")
     parser.add_argument("--float32", action="store_true", help="ours without autocast")
     parser.add_argument("--plain", action="store_true", help="ours computes on repeated voxels")
+    parser.add_argument("--compile", action="store_true", help="encoder and decoder of a VAE")
     parser.add_argument("--profile", action="store_true", help="show what takes our time instead")
     settings = parser.parse_args()
     torch.set_num_threads(settings.threads)
@@ -295,6 +301,8 @@ def main() -> None:
             else our_step(kind, image, autocast, folded)
             for folded in (not settings.plain, False)
         )
+        if settings.compile and not is_monai:  # what follows a flow twice cannot be compiled
+            ours = our_step(kind, image, autocast, not settings.plain, compiled=True)
         if settings.profile:
             ours()
             with torch.profiler.profile(record_shapes=True) as profile:

@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--processor-time", action="store_true", help="on a busy machine")
+    parser.add_argument("--folded", action="store_true", help="do not compute on repeated voxels")
     parser.add_argument("--profile", action="store_true", help="of the longest phase")
     settings = parser.parse_args()
     torch.set_num_threads(settings.threads)
@@ -38,7 +39,8 @@ def main() -> None:
     total = given["max_epochs"] * given["epoch_length"]
     steps = {"VAE": 0, "VAE, discriminator": ends[0], "HVAE, discriminator": ends[1]}
     lengths = dict(zip(steps, (ends[0], ends[1] - ends[0], total - ends[1]), strict=True))
-    step = TrainingStep(root, torch.device("cpu"), batch_size=settings.batch)
+    changes = {"network_def#folded": True} if settings.folded else {}
+    step = TrainingStep(root, torch.device("cpu"), batch_size=settings.batch, changes=changes)
     work, count = product(torch.bfloat16)
     works = {name: partial(step, number) for name, number in steps.items()}
     found = by_turns({"product": work, **works}, settings.rounds, clock=clock)
