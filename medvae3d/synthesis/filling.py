@@ -4,7 +4,8 @@ r"""A region of a real scan made anew from what surrounds it, also without the l
 
 with the region :math:`w`, what is left of the scan as the condition :math:`c`, the smooth offset
 :math:`o` of what was made and what is there in a ring around the region, and the grain :math:`g`.
-All voxels outside of the region stay as they are, bit for bit.
+All voxels outside of the region stay as they are, bit for bit; nothing of what was in it is left,
+not even what is finer than the voxels of the weights.
 """
 
 from __future__ import annotations
@@ -32,6 +33,12 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float32]
     Mask = NDArray[np.bool_]
+
+
+# Of the region in a voxel of the frame: above it, the voxel is hidden and made.
+SMALLEST_SHARE = 1e-4
+# Voxels that the border of the frame goes on for, as one of the host may lie half beyond it.
+BEYOND = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +92,7 @@ def fill_region(
     prepare(model, device)
     frame = Frame.of(host.grid, recipe.spacing)
     image = frame.to_frame(host.image)
-    inside = frame.to_frame(region) > 0.01
+    inside = frame.to_frame(region) > SMALLEST_SHARE
     rows, params = [], []
     for channel, values in zip(recipe.channels, torch.from_numpy(image), strict=True):
         row, pair = channel.intensity.normalize_with(values)
@@ -120,7 +127,8 @@ def fill_region(
                 for channel, values, pair in zip(recipe.channels, fitted, params, strict=True)
             ]
         )
-        found.append(_onto_host(host, frame, region, image, box, native.numpy(), mask[0], recipe))
+        whole = _put_into(image, native.numpy(), inside, box)
+        found.append(_onto_host(host, frame, region, whole, box, mask[0], recipe))
     return found
 
 
@@ -183,36 +191,54 @@ def _fitted(made: Tensor, shown: Tensor, hole: Mask, valid: Mask) -> Tensor:
     return made - torch.from_numpy(offset)
 
 
+def _common(
+    start: Sequence[int], size: Sequence[int], shape: Sequence[int]
+) -> tuple[list[slice], list[slice]]:
+    """What a box and a volume have in common, in voxels of the box and of the volume."""
+    here, there = [], []
+    for first, length, limit in zip(start, size, shape, strict=True):
+        low, high = max(first, 0), min(first + length, limit)
+        here.append(slice(low - first, high - first))
+        there.append(slice(low, high))
+    return here, there
+
+
+def _put_into(image: Floats, native: Floats, inside: Mask, start: Sequence[int]) -> Floats:
+    """The scan in the frame, with what was made in place of the region."""
+    here, there = _common(start, native.shape[1:], image.shape[1:])
+    whole = image.copy()
+    part = (slice(None), *there)
+    whole[part] = np.where(inside[tuple(there)], native[(slice(None), *here)], whole[part])
+    return whole
+
+
 def _onto_host(
     host: HostScan,
     frame: Frame,
     region: Mask,
-    image: Floats,
+    whole: Floats,
     start: Sequence[int],
-    native: Floats,
     mask: Tensor,
     recipe: Recipe,
 ) -> Filled:
-    """Brings a filled box back onto the scan; voxels outside of the region stay."""
-    here, there = [], []
-    for first, size, limit in zip(start, native.shape[1:], image.shape[1:], strict=True):
-        low, high = max(first, 0), min(first + size, limit)
-        here.append(slice(low - first, high - first))
-        there.append(slice(low, high))
-    kept = (slice(None), *here)
-    change = native[kept] - image[(slice(None), *there)]
+    """Brings a filled volume back onto the scan; voxels outside of the region stay.
+
+    A change added to the scan would leave what is too fine for the frame in place, and with it the
+    outline of what was taken out.
+    """
+    here, there = _common(start, mask.shape, whole.shape[1:])
     at = [each.start for each in there]
-    moved, box = frame.to_host(change.astype(np.float32), at)
+    wide = np.pad(whole, ((0, 0), *[(BEYOND, BEYOND)] * 3), mode="edge")
+    moved, sides = frame.to_host(wide, [-BEYOND] * 3)
     result = host.image.copy()
-    part = result[(slice(None), *box)]
-    inside = region[box]
-    result[(slice(None), *box)] = np.where(inside, part + moved, part)
+    kept = (slice(None), *sides)
+    result[kept] = np.where(region[sides], moved, result[kept])
     result = np.where(
         region, np.stack([host.as_stored(c, x) for c, x in enumerate(result)]), result
     )
     label = host.label.astype(np.uint8).copy()
     shares = np.stack([(mask.numpy()[tuple(here)] == value) for value in recipe.values])
-    carried, _ = frame.to_host(shares.astype(np.float32), at)
+    carried, box = frame.to_host(shares.astype(np.float32), at)
     values = np.asarray(recipe.values, np.uint8)[carried.argmax(0)]
-    label[box] = np.where(inside, values, label[box])
+    label[box] = np.where(region[box], values, label[box])
     return Filled(np.ascontiguousarray(result, np.float32), label, region)

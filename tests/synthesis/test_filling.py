@@ -89,6 +89,37 @@ def test_voxels_outside_of_the_region_stay_to_the_bit(untrained, turned):
     assert np.array_equal(made.label[~hole], host.label[~hole])
 
 
+@pytest.mark.parametrize("spacing", [(2.0, 2.0, 2.0), (2.6, 1.3, 1.7)])
+def test_nothing_of_what_was_in_the_region_is_left(untrained, spacing):
+    generator = torch.Generator().manual_seed(4)
+    image = torch.rand(1, 18, 20, 18, generator=generator)
+    other = image.clone()
+    hole = np.zeros(image.shape[1:], bool)
+    hole[5:11, 6:14, 5:12] = True
+    other[:, 5:11, 6:14, 5:12] = torch.rand(1, 6, 8, 7, generator=generator)
+    grid = Grid(hole.shape, np.diag([-spacing[0], spacing[1], spacing[2], 1.0]))
+    made = []
+    for each in (image, other):
+        array = (each * 100).numpy().astype(np.float32)
+        label, brain = np.zeros(hole.shape, np.uint8), np.ones(hole.shape, bool)
+        host = host_in_memory(array, grid, RECIPE, label=label, brain=brain)
+        made += fill_region(untrained, RECIPE, host, hole, seeded(1))
+    np.testing.assert_allclose(made[0].image, made[1].image, atol=0.05)
+    assert abs(image - other)[:, hole].max() * 100 > 50
+
+
+def test_a_region_at_the_border_of_a_scan_is_as_bright_as_what_is_made_beside_it(untrained):
+    array, hole = np.full((1, 20, 20, 20), 50.0, np.float32), np.zeros((20, 20, 20), bool)
+    hole[:4, 8:12, 8:12] = True
+    array[0, -1, -1, -1] = 60.0
+    grid = Grid(hole.shape, np.diag([1.3, 1.3, 1.3, 1.0]))
+    label, brain = np.zeros(hole.shape, np.uint8), np.ones(hole.shape, bool)
+    host = host_in_memory(array, grid, RECIPE, label=label, brain=brain)
+    (made,) = fill_region(untrained, RECIPE, host, hole, seeded(1), temperature=0.0)
+    first, second = (made.image[0, row, 8:12, 8:12].mean() for row in (0, 1))
+    assert abs(first - second) < 0.2 * abs(second)
+
+
 def test_fillings_differ_by_their_generator_alone(untrained):
     image, mask = cases(1, 0)
     host = host_of(image[0], mask[0])
