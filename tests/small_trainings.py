@@ -148,13 +148,6 @@ def plain(x: Tensor) -> Tensor:
     return F.avg_pool3d(x, 3)
 
 
-def recall(real: Tensor, made: Tensor, neighbour: int = 3) -> float:
-    """Share of real shapes that lie within reach of a made one, by its third neighbour."""
-    real, made = plain(real).flatten(1), plain(made).flatten(1)
-    within = torch.cdist(made, made).kthvalue(neighbour + 1, 1).values
-    return float((torch.cdist(real, made) <= within).any(1).float().mean())
-
-
 def copied(made: Tensor, known: Tensor) -> float:
     """Share of shapes nearer to a training case than all but 1 % of these are to each other."""
     made, known = plain(made).flatten(1), plain(known).flatten(1)

@@ -251,11 +251,12 @@ SYSTEMS: Mapping[str, System] = {
         ),
         System(
             "vae_gan", "VAE-GAN", "reconstruction judged by the features of a discriminator",
-            (LARSEN, RGUIBI), tractable=False, density="there is no likelihood of voxels",
+            (LARSEN, RGUIBI), state="experimental", tractable=False,
+            density="there is no likelihood of voxels",
         ),
         System(
             "introvae", "IntroVAE", "the encoder tells real from made by a margin of divergence",
-            (HUANG,), tractable=False, density=NO_DENSITY,
+            (HUANG,), state="experimental", tractable=False, density=NO_DENSITY,
         ),
         System(
             "soft_introvae", "Soft-IntroVAE", "the same with exponentials in the place of a margin",
