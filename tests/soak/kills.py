@@ -344,6 +344,10 @@ class Training(Trials):
             if [row.split(b",")[0] for row in found] != steps:
                 self.faults.append(f"{self.name}, {what}: {name} lacks steps")
             (out / name).write_bytes(own)
+        for name, own in ((n, f) for n, f in self.whole.items() if n.endswith("curves.png")):
+            if not (out / name).is_file():
+                self.faults.append(f"{self.name}, {what}: {name} is missing")
+            (out / name).write_bytes(own)  # drawn of the history
         for name, own in ((n, f) for n, f in self.whole.items() if n.endswith("train_state.pt")):
             # The same values: of equal words, a state that was loaded has a copy more.
             states = [torch.load(io.BytesIO(each)) for each in (own, (out / name).read_bytes())]

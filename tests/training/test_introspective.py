@@ -18,7 +18,7 @@ from medvae3d.training.players import Turn
 from medvae3d.training.trainer import PlayerTrainer
 
 SHAPE = (8, 8, 8)
-OBJECTIVES = {"soft": SoftIntrospection(beta_neg=16), "hinge": HingeIntrospection(margin=20)}
+OBJECTIVES = {"soft": SoftIntrospection(beta_neg=16), "hinge": HingeIntrospection(margin=60)}
 
 
 def model():
