@@ -193,10 +193,11 @@ def train(
                     f"is of what it held before"
                 )
     if outcome.signal is None:
-        write_run(folder, {**run, "finished": True})
-        # The weights are there; a picture that cannot be drawn is no reason to fail.
+        # The weights are there; a picture that cannot be drawn is no reason to fail. It is drawn
+        # first: a run that is finished has everything, whenever it was killed.
         with suppress(MedvaeError, OSError):
             plot_run(job.output, job.output / CURVES)
+        write_run(folder, {**run, "finished": True})
     return outcome
 
 
