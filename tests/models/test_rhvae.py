@@ -209,9 +209,35 @@ def test_a_learned_metric_is_not_asked_of_a_model_without_one():
 
 def test_chains_that_do_not_move_are_no_samples():
     prior = fitted().sampling_prior
-    prior.step_size.fill_(1e6)
-    with pytest.raises(StuckSamplerError, match="1 of 1 chains did not move"):
+    prior.step_size.fill_(1e9)
+    with pytest.raises(StuckSamplerError, match=r"1 of 1 chains did not .* down to 3\.91e\+06"):
         prior.sample(2, generators=generators(0, 1))
+
+
+def test_a_chain_that_begins_at_a_much_narrower_posterior_moves_with_a_shorter_step(monkeypatch):
+    """The step fits the mean case; that of the narrow one is found, and no other is changed."""
+    prior = VolumePrior((4,), "posterior", decay=0.01, steps=12)
+    means = 3 * torch.randn(24, 4, generator=torch.Generator().manual_seed(0))
+    scales = torch.full((24, 4), 0.4)
+    scales[0] = 0.008
+    prior.fit_cases(means, torch.diag_embed(1 / scales), [str(i) for i in range(24)], seed=0)
+    assert float(prior.acceptance) > 0.8
+
+    def draws(**options):
+        return prior.sample(48, generators=generators(0)[0], **options)
+
+    drawn, starts = draws(), draws(temperature=0.0)
+    assert torch.equal(drawn, draws())
+    narrow = (starts - means[0]).norm(dim=1) < 1e-4
+    assert 0 < int(narrow.sum()) < 48
+    assert float((drawn - starts).norm(dim=1).min()) > 0.008
+    monkeypatch.setattr("medvae3d.models.volume_prior.HALVINGS", 0)
+    with pytest.raises(StuckSamplerError, match=f"{int(narrow.sum())} of 48 chains did not move"):
+        draws()
+    monkeypatch.setattr(VolumePrior, "_require_moved", lambda *_: None)
+    still = (draws() == starts).all(1)
+    assert torch.equal(still, narrow)
+    assert torch.equal(draws()[~narrow], drawn[~narrow])
 
 
 @pytest.mark.parametrize(
