@@ -6,8 +6,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from medvae3d.data.importing.common import (
     FoundCase,
     Layout,
     require_all_labelled,
-    require_channels,
+    require_there,
     require_unique,
     safe,
     some,
@@ -29,6 +30,7 @@ from medvae3d.errors import DataListError, UnreadableFileError
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 INDEX = "shards.json"
+LONGEST_NAME = 80
 
 
 def is_tar(path: Path) -> bool:
@@ -68,8 +70,9 @@ def find_shards(source: Path, channels: Sequence[str] | None = None) -> Layout:
         )
     folder = ScratchFolder()
     parts: dict[str, dict[str, Path]] = defaultdict(dict)
+    numbers = itertools.count()
     for path in files:
-        _unpack(path, folder.path, parts)
+        _unpack(path, folder.path, parts, numbers)
     volumes = {
         key: {word: place for word, place in found.items() if word != "json"}
         for key, found in parts.items()
@@ -80,7 +83,7 @@ def find_shards(source: Path, channels: Sequence[str] | None = None) -> Layout:
     }
     usual = sorted({w for key, found in volumes.items() for w in found if w not in masks[key]})
     wanted = list(channels or about.get("channels") or usual)
-    require_channels([name for name in wanted if name in usual], wanted, source)
+    require_there(usual, wanted, source)
     cases = []
     for key, found in volumes.items():
         lost = [name for name in wanted if name not in found]
@@ -123,7 +126,10 @@ def _require_form(about: Mapping[str, Any], index: Path) -> None:
         )
 
 
-def _unpack(path: Path, folder: Path, parts: dict[str, dict[str, Path]]) -> None:
+def _unpack(
+    path: Path, folder: Path, parts: dict[str, dict[str, Path]], numbers: Iterator[int]
+) -> None:
+    """Writes each member to a folder of its own: those of a case may lie anywhere in a shard."""
     with members_of(path) as members:
         for name, write in members:
             key, _, ending = name.rpartition("/")[2].partition(".")
@@ -137,8 +143,9 @@ def _unpack(path: Path, folder: Path, parts: dict[str, dict[str, Path]]) -> None
                 )
             suffix = ".json" if word == "json" else "." + ending.lower().partition("nii")[1]
             suffix += ".gz" if ending.lower().endswith(".gz") else ""
-            place = folder / f"{len(parts):06d}" / f"{safe(word)}{suffix}"
-            place.parent.mkdir(exist_ok=True)
+            title = f"{safe(key)[:LONGEST_NAME]}.{safe(word)[:LONGEST_NAME]}{suffix}"
+            place = folder / f"{next(numbers):06d}" / title
+            place.parent.mkdir()
             write(place)
             parts[key][word] = place
 
