@@ -18,6 +18,7 @@ from medvae3d.apps.export_cases import (
     facts_of,
     label_names,
     letters,
+    require_different,
     write_json,
 )
 from medvae3d.apps.export_dicom import DicomWriter
@@ -29,6 +30,7 @@ from medvae3d.errors import DataListError, SettingError
 from medvae3d.studies.nnunet import dataset_folder
 
 FORMATS = ("bids", "nnunet", "dicom", "webdataset")
+OF_IMAGES = ("nnunet", "dicom")  # which have no place for a mask alone
 NUMBER = 501  # of the nnU-Net data set; its users number their own from 1 on
 # Folder and end of the name of each channel in BIDS, which has no suffix for CT.
 SUFFIXES = {
@@ -75,6 +77,11 @@ def export(
                 f"case {case.name} has {len(case.image)} images, and there are {len(names)} names "
                 f"of channels ({', '.join(names) or 'none'}). Name them with --channels."
             )
+        if not case.image and format in OF_IMAGES:
+            raise DataListError(
+                f"case {case.name} has no image; --format {format} needs one for each mask. Add "
+                f"the images to the list, or choose bids or webdataset."
+            )
     require_new_folder(out)
     with staged_folder(out) as folder:
         writer = _writer(format, folder, names, datalist, seed, shard_size)
@@ -100,11 +107,18 @@ class BidsWriter:
     """BIDS derivatives, with a sidecar each."""
 
     def __init__(self, folder: Path, names: Sequence[str], listed: DataList) -> None:
-        self.folder, self.names, self.listed = folder, names, listed
+        if unknown := [name for name in names if name.lower() not in SUFFIXES]:
+            raise SettingError(
+                f"there is no BIDS suffix for the channel {unknown[0]!r}; known are "
+                f"{', '.join(SUFFIXES)}. Give names of these with --channels, in order."
+            )
+        self.folder, self.listed = folder, listed
+        self.parts = [SUFFIXES[name.lower()] for name in names]
+        require_different(names, [suffix for _, suffix in self.parts], "BIDS suffix")
 
     def write(self, case: Case, index: int) -> None:
         """Writes a case."""
-        _write_bids(case, index, self.folder, self.names, self.listed)
+        _write_bids(case, index, self.folder, self.parts, self.listed)
 
     def finish(self) -> None:
         """Writes description and participants."""
@@ -139,24 +153,18 @@ def _writer(
 
 
 def _write_bids(
-    case: Case, index: int, folder: Path, names: Sequence[str], listed: DataList
+    case: Case, index: int, folder: Path, parts: Sequence[tuple[str, str]], listed: DataList
 ) -> None:
     facts = facts_of(case, listed)
     # BIDS requires it of derivatives; only the list can know.
     facts["SkullStripped"] = bool(listed.info.get("skull_stripped", False))
     entities = _subject(case, index) + ("_desc-synthetic" if facts["Synthetic"] else "")
-    for name, path in zip(names, case.image, strict=True):
-        if name.lower() not in SUFFIXES:
-            raise SettingError(
-                f"there is no BIDS suffix for the channel {name!r}; known are "
-                f"{', '.join(SUFFIXES)}. Give names of these with --channels, in order."
-            )
-        part, suffix = SUFFIXES[name.lower()]
+    for (part, suffix), path in zip(parts, case.image, strict=True):
         place = folder / _subject(case, index) / part / f"{entities}_{suffix}"
         copy_volume(path, place.with_name(place.name + ".nii.gz"))
         write_json(place.with_name(place.name + ".json"), facts)
     if case.label is not None:
-        part = SUFFIXES[names[0].lower()][0] if names else "anat"
+        part = parts[0][0] if parts else "anat"
         place = folder / _subject(case, index) / part / f"{entities}_dseg"
         mask = read_mask(case.label)
         write_volume(place.with_name(place.name + ".nii.gz"), mask.array, mask.grid)
@@ -204,13 +212,17 @@ def _write_nnunet(
     root = dataset_folder(folder, NUMBER, str(listed.info.get("name", "cases")))
     part = "Ts" if case.split == "testing" else "Tr"
     name = f"{letters(case.name)}_{index:05d}"
-    for channel, path in enumerate(case.image):
-        copy_volume(path, root / f"images{part}" / f"{name}_{channel:04d}.nii.gz")
+    files = [root / f"images{part}" / f"{name}_{n:04d}.nii.gz" for n in range(len(case.image))]
+    grids = [copy_volume(path, file) for path, file in zip(case.image, files, strict=True)]
+    for path, grid in zip(case.image[1:], grids[1:], strict=True):
+        grids[0].require_same(grid, this=str(case.image[0]), that=str(path))
     if case.label is None:
         if part == "Tr":
             raise DataListError(f"case {case.name} has no mask; nnU-Net needs one to train on.")
         return
     mask = read_mask(case.label)
+    if grids:
+        grids[0].require_same(mask.grid, this=str(case.image[0]), that=str(case.label))
     wanted = sorted(label_names(listed).values())
     unknown = sorted(set(label_values(mask.array)) - set(wanted))
     if unknown or wanted != list(range(len(wanted))):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ import numpy as np
 from medvae3d.data.datalists import Case, DataList, read_json
 from medvae3d.data.nifti import grid_of, read_stored, write_stored
 from medvae3d.data.volumes import write_bytes
-from medvae3d.errors import DataListError
+from medvae3d.errors import DataListError, SettingError
 from medvae3d.files import json_bytes
+from medvae3d.geometry import Grid
 
 
 def facts_of(case: Case, listed: DataList) -> dict[str, Any]:
@@ -48,13 +49,34 @@ def label_names(listed: DataList) -> dict[str, int]:
     return {"background" if value == 0 else name: value for name, value in pairs.items()}
 
 
+def require_different(names: Sequence[str], words: Sequence[str], what: str) -> None:
+    """Checks that channels are told apart by what a format calls them.
+
+    Args:
+        names: The channels.
+        words: What each is called.
+        what: What is called so, for the message.
+
+    Raises:
+        SettingError: If two are called the same.
+    """
+    for number, word in enumerate(words):
+        other = words.index(word)
+        if other != number:
+            raise SettingError(
+                f"the channels {names[other]!r} and {names[number]!r} would both have the {what} "
+                f"{word}; allowed is one channel each. Name them otherwise with --channels, in "
+                f"order."
+            )
+
+
 def letters(name: str) -> str:
     """A name of letters, digits and lines."""
     return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-") or "case"
 
 
-def copy_volume(path: Path, place: Path) -> None:
-    """Writes a volume with the voxels as they are stored.
+def copy_volume(path: Path, place: Path) -> Grid:
+    """Writes a volume with the voxels as they are stored; returns where they lie.
 
     Raises:
         DataListError: If it holds several channels.
@@ -67,6 +89,7 @@ def copy_volume(path: Path, place: Path) -> None:
             f"example with medvae3d data import."
         )
     write_stored(place, stored.reshape(grid.shape, order="F"), grid, header)
+    return grid
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

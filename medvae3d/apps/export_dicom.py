@@ -15,12 +15,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medvae3d import __version__
-from medvae3d.apps.export_cases import facts_of, label_names, letters, write_json
+from medvae3d.apps.export_cases import (
+    facts_of,
+    label_names,
+    letters,
+    require_different,
+    write_json,
+)
+from medvae3d.apps.export_dicom_values import StoredVolume, decimal
 from medvae3d.data.datalists import Case, DataList
 from medvae3d.data.importing.common import LPS_TO_RAS
-from medvae3d.data.nifti import grid_of, read_stored, scaling
 from medvae3d.data.volumes import label_values, read_mask
-from medvae3d.errors import DataListError, GridError, LabelError, SettingError
+from medvae3d.errors import LabelError, SettingError
 from medvae3d.geometry import Grid
 
 if TYPE_CHECKING:
@@ -42,7 +48,6 @@ MODALITIES = {
 }  # fmt: skip
 # DICOM wants dates; a true one would make bytes differ from run to run.
 DATE, TIME = "20000101", "000000"
-MOST_SKEW = 1e-4
 LESION_WORDS = ("lesion", "tumour", "tumor", "gtv", "metastasis", "core", "edema", "oedema")
 
 
@@ -70,13 +75,14 @@ class DicomWriter:
                 f"there is no DICOM modality for the channel {unknown[0]!r}; known are "
                 f"{', '.join(MODALITIES)}. Give names of these with --channels, in order."
             )
+        require_different(names, [letters(name).lower() for name in names], "folder")
         self.folder, self.names, self.listed, self.seed = folder, names, listed, seed
         self.cases: list[dict[str, Any]] = []
 
     def write(self, case: Case, index: int) -> None:
         """Writes the study of a case."""
         facts = facts_of(case, self.listed)
-        volumes = [_Stored.read(path) for path in case.image]
+        volumes = [StoredVolume.read(path) for path in case.image]
         for path, volume in zip(case.image[1:], volumes[1:], strict=True):
             volumes[0].grid.require_same(volume.grid, this=str(case.image[0]), that=str(path))
         content = hashlib.sha256()
@@ -115,7 +121,7 @@ class DicomWriter:
     def _series(
         self,
         case: Case,
-        volume: _Stored,
+        volume: StoredVolume,
         name: str,
         number: int,
         root: tuple[Any, ...],
@@ -144,8 +150,8 @@ class DicomWriter:
         }
         # MR has none by the standard; it gets one where values would be lost without.
         if modality != "MR" or (volume.slope, volume.intercept) != (1, 0):
-            common["RescaleSlope"] = _decimal(volume.slope)
-            common["RescaleIntercept"] = _decimal(volume.intercept)
+            common["RescaleSlope"] = decimal(volume.slope, least=0)
+            common["RescaleIntercept"] = decimal(volume.intercept)
         if modality == "PT":
             common["NumberOfSlices"] = volume.pixels.shape[2]
         lps = LPS_TO_RAS @ volume.grid.affine
@@ -155,7 +161,7 @@ class DicomWriter:
             own = {
                 "SOPInstanceUID": uid(*root, "series", number, "slice", k),
                 "InstanceNumber": k + 1,
-                "ImagePositionPatient": [_decimal(v) for v in position[:3]],
+                "ImagePositionPatient": [decimal(v) for v in position[:3]],
                 "PixelData": np.ascontiguousarray(volume.pixels[:, :, k].T).tobytes(),
             }
             if modality == "PT":
@@ -227,54 +233,10 @@ class DicomWriter:
         return made
 
 
-class _Stored:
-    """A volume as 16 bits with slope and intercept."""
-
-    def __init__(
-        self, pixels: NDArray[Any], slope: float, intercept: float, grid: Grid, rounding: float
-    ) -> None:
-        self.pixels, self.slope, self.intercept = pixels, slope, intercept
-        self.grid, self.rounding = grid, rounding
-
-    @classmethod
-    def read(cls, path: Path) -> _Stored:
-        stored, header = read_stored(path, f"image {path}")
-        grid = grid_of(header, f"image {path}")
-        if stored.size != np.prod(grid.shape):
-            raise DataListError(
-                f"image {path} holds several channels; allowed is one file a channel. Part it, for "
-                f"example with medvae3d data import."
-            )
-        _require_right_angles(grid, path)
-        stored = stored.reshape(grid.shape, order="F")
-        slope, intercept = scaling(header)
-        low, high = stored.min(), stored.max()
-        for dtype in (np.int16, np.uint16):
-            limits = np.iinfo(dtype)
-            is_whole = stored.dtype.kind in "iu" or bool((stored == np.rint(stored)).all())
-            if is_whole and limits.min <= low and high <= limits.max:
-                return cls(stored.astype(dtype), slope, intercept, grid, 0.0)
-        values = stored * np.float64(slope) + intercept
-        largest = float(np.abs(values).max())
-        step = float(_decimal(largest / np.iinfo(np.int16).max))
-        pixels = np.clip(np.rint(values / step), -32767, 32767).astype(np.int16)
-        return cls(pixels, step, 0.0, grid, float(np.abs(pixels * step - values).max()))
-
-
 def uid(*parts: object) -> str:
     """A UID made of what it is for: the same parts give the same one."""
     text = "\x1f".join(map(str, ("medvae3d", *parts)))
     return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, text).int}"
-
-
-def _require_right_angles(grid: Grid, path: Path) -> None:
-    axes = grid.affine[:3, :3] / grid.spacing
-    skew = float(np.abs(axes.T @ axes - np.eye(3)).max())
-    if skew > MOST_SKEW:
-        raise GridError(
-            f"image {path} has axes that are not at right angles (off by {skew:.2g}); DICOM slices "
-            f"need them. Resample it onto a grid of right angles."
-        )
 
 
 def _geometry(grid: Grid) -> dict[str, Any]:
@@ -282,10 +244,10 @@ def _geometry(grid: Grid) -> dict[str, Any]:
     i, j, k = grid.spacing
     return {
         # Along a row the column number grows, which is our first axis.
-        "ImageOrientationPatient": [_decimal(v) for v in (*lps[:, 0], *lps[:, 1])],
-        "PixelSpacing": [_decimal(j), _decimal(i)],
-        "SliceThickness": _decimal(k),
-        "SpacingBetweenSlices": _decimal(k),
+        "ImageOrientationPatient": [decimal(v) for v in (*lps[:, 0], *lps[:, 1])],
+        "PixelSpacing": [decimal(j), decimal(i)],
+        "SliceThickness": decimal(k),
+        "SpacingBetweenSlices": decimal(k),
     }
 
 
@@ -358,16 +320,6 @@ def _codes(name: str) -> tuple[Any, Any]:
     if any(word in name.lower() for word in LESION_WORDS):
         return codes.SCT.MorphologicallyAbnormalStructure, codes.SCT.Lesion
     return codes.SCT.Tissue, codes.SCT.Tissue
-
-
-def _decimal(value: float) -> str:
-    """A number in the 16 letters that DICOM has for one."""
-    value = float(value) + 0.0
-    for digits in range(15, 5, -1):
-        text = f"{value:.{digits}g}"
-        if len(text) <= 16:
-            return "0" if float(text) == 0 or abs(value) < 1e-12 else text
-    raise SettingError(f"{value} cannot be written as a DICOM decimal.")
 
 
 def _dataset(content: Mapping[str, Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -300,6 +301,24 @@ def test_shards_come_back_as_they_were(cli, tmp_path):
             assert np.array_equal(nib.load(new).affine, nib.load(old).affine)
 
 
+def test_members_of_a_case_may_lie_anywhere_in_a_shard(cli, tmp_path):
+    listed = write_list(tmp_path / "in", ("ct", "pet"), count=3)
+    out = put_out(cli, listed, tmp_path / "out", "--format", "webdataset")
+    with tarfile.open(out / "000000.tar") as archive:
+        members = [(each, archive.extractfile(each).read()) for each in archive]
+    # All CT, then all PET, the last case first, and so on.
+    members.sort(key=lambda pair: (pair[0].name.split(".")[1:], -int(pair[0].name[4])))
+    with tarfile.open(out / "000000.tar", "w") as archive:
+        for member, content in members:
+            archive.addfile(member, io.BytesIO(content))
+    back = read_datalist(import_dataset(out, tmp_path / "back"))
+    sources = {case.name: case for case in read_datalist(listed)}
+    assert sorted(case.name for case in back) == sorted(sources)
+    for case in back:
+        for new, old in zip(case.files, sources[case.name].files, strict=True):
+            assert np.array_equal(nib.load(new).get_fdata(), nib.load(old).get_fdata())
+
+
 def test_shards_that_are_not_whole_leave_with_2_and_nothing(cli, tmp_path):
     listed = write_list(tmp_path / "in", count=3)
     out = put_out(cli, listed, tmp_path / "out", "--format", "webdataset", "--shard-size", 2)
@@ -337,6 +356,23 @@ def test_each_refusal_leaves_with_2_and_nothing(cli, tmp_path, words, changed, s
     done = cli("data", "export", listed, "--out", tmp_path / "out", *words)
     assert done.code == 2 and said in " ".join(done.error.split())
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_small_values_keep_their_digits_in_dicom(cli, tmp_path):
+    """Diffusion in m^2/s is about 1e-9, and its steps are far smaller."""
+    pytest.importorskip("highdicom")
+    listed = write_list(tmp_path / "in", ("flair",))
+    path = tmp_path / "in" / "case0_flair.nii.gz"
+    image = nib.load(path)
+    small = (image.get_fdata() * 1e-12).astype(np.float32)
+    write_volume(path, small, Grid((6, 7, 5), image.affine))
+    out = put_out(cli, listed, tmp_path / "out", "--format", "dicom")
+    names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(next(out.glob("*/flair"))))
+    found = np.stack(
+        [sitk.GetArrayFromImage(sitk.ReadImage(n, sitk.sitkFloat64))[0] for n in names]
+    )
+    assert np.allclose(found.T, small, rtol=0, atol=small.max() / 65534 * 1.01)
+    assert len(np.unique(found)) > 100
 
 
 def test_axes_that_are_skewed_are_refused(cli, tmp_path):
