@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
+import pytest
 
+from medvae3d.data.importing import find_layout
 from medvae3d.data.volumes import write_volume
+from medvae3d.errors import UnreadableFileError
 from medvae3d.geometry import Grid
 
 
@@ -47,6 +54,33 @@ def test_aligning_mends_what_the_check_found(cli, tmp_path):
     assert cli("data", "check", str(tmp_path / "mended" / "datalist.json")).code == 0
     again = cli("data", "align", listed, "--out", str(tmp_path / "mended"))
     assert again.code == 2 and "not an empty folder" in again.error
+
+
+@contextmanager
+def nobody():
+    """Gives up the rights of root, who may read everything."""
+    was = os.geteuid()
+    if was == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(was)
+
+
+@pytest.mark.parametrize("what", ["b", "notes.txt"])
+def test_what_may_not_be_read_is_named_and_not_passed_over(what):
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        write_pair(root / "in" / "a", "a")
+        write_pair(root / "in" / "b", "b")
+        (root / "in" / "notes.txt").write_text("what is this?")
+        for folder in (root, root / "in"):
+            folder.chmod(0o755)
+        (root / "in" / what).chmod(0)
+        with pytest.raises(UnreadableFileError, match=f"in/{what} cannot be read: Perm"), nobody():
+            find_layout(root / "in")
+        (root / "in" / what).chmod(0o755)
 
 
 def test_what_cannot_be_imported_leaves_with_2_and_nothing(cli, tmp_path):

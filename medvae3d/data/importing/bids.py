@@ -14,7 +14,7 @@ from medvae3d.data.importing.common import (
     FoundCase,
     Layout,
     require_all_labelled,
-    require_channels,
+    require_there,
     some,
     stem_of,
 )
@@ -33,7 +33,8 @@ def find_bids(source: Path, channels: Sequence[str] | None = None) -> Layout:
         channels: Suffixes to take, in order; all that there are, by name, if not given.
 
     Raises:
-        DataListError: If a participant, a suffix or a mask is missing, or occurs twice.
+        DataListError: If a participant, an image of a sidecar, a suffix or a mask is missing, or
+            occurs twice.
     """
     images: dict[str, dict[str, Path]] = defaultdict(dict)
     masks: dict[str, Path] = {}
@@ -52,6 +53,11 @@ def find_bids(source: Path, channels: Sequence[str] | None = None) -> Layout:
                 f"subject and session. Move one of them away."
             )
         known[key] = path
+    if lost := _lonely(source, channels):
+        raise DataListError(
+            f"{some(lost, 3)}: there is no file that this describes. Copy the data set again, with "
+            f"its images, or take the JSON file out."
+        )
     participants = _participants(source)
     subjects = {scan.partition("_")[0] for scan, files in images.items() if files}
     if missing := [name for name in participants if name not in subjects]:
@@ -71,7 +77,7 @@ def find_bids(source: Path, channels: Sequence[str] | None = None) -> Layout:
         )
     usual = tuple(sorted({suffix for files in images.values() for suffix in files}))
     wanted = usual if channels is None else tuple(channels)
-    require_channels([suffix for suffix in wanted if suffix in usual], wanted, source)
+    require_there(usual, wanted, source)
     cases = []
     for scan, files in sorted(images.items()):
         if not files:
@@ -90,6 +96,22 @@ def find_bids(source: Path, channels: Sequence[str] | None = None) -> Layout:
         )
     require_all_labelled(cases, source)
     return Layout("bids", source, tuple(cases), wanted, info=_description(source))
+
+
+def _lonely(source: Path, channels: Sequence[str] | None) -> list[Path]:
+    """Sidecars of files that are not there; those of derivatives may stand for themselves."""
+    found = []
+    for path in sorted(source.glob("sub-*/**/*.json")):
+        *entities, suffix = path.stem.split("_")
+        is_wanted = channels is None or suffix in (*channels, *MASK_SUFFIXES)
+        if path.parent.name not in FOLDERS or path.name.startswith(".") or not is_wanted:
+            continue
+        # One sidecar may describe several files, whose names say more than its own.
+        beside = (each.name for each in path.parent.iterdir() if each.suffix != ".json")
+        named = (name.partition(".")[0].split("_") for name in beside)
+        if not any(part[-1] == suffix and set(entities) <= set(part[:-1]) for part in named):
+            found.append(path)
+    return found
 
 
 def _participants(source: Path) -> list[str]:

@@ -114,6 +114,16 @@ def require_channels(found: Sequence[str], wanted: Sequence[str] | None, source:
         )
 
 
+def require_there(found: Sequence[str], wanted: Sequence[str], source: object) -> None:
+    """Checks that all channels that are wanted are among those of a data set.
+
+    Raises:
+        DataListError: If one is not.
+    """
+    if not set(wanted) <= set(found):
+        require_channels(found, wanted, source)
+
+
 def require_all_labelled(cases: Sequence[FoundCase], source: object) -> None:
     """Checks that of the cases for training either all have a mask or none has.
 

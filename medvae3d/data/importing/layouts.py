@@ -46,7 +46,7 @@ def find_layout(
         channels: Names of the channels: which to take, or what they have to be.
 
     Raises:
-        UnreadableFileError: If there is no such folder.
+        UnreadableFileError: If there is no such folder, or one in it may not be read.
         SettingError: If the format is unknown, cannot be told, or holds no case.
     """
     if not isinstance(source, (str, os.PathLike)):
@@ -64,6 +64,8 @@ def find_layout(
             f"--format is {format!r}; allowed are {', '.join(FORMATS)}. Leave it out to have it "
             f"told from the files."
         )
+    if folder.is_dir():
+        _require_readable(folder)
     layout = FORMATS[format or _detected(folder)](folder, channels)
     if not layout.cases:
         raise SettingError(
@@ -79,6 +81,19 @@ def find_layout(
                     f"such a name. Rename it."
                 )
     return layout
+
+
+def _require_readable(folder: Path) -> None:
+    """Looks into all folders: one that may not be read would be passed over without a word."""
+
+    def refuse(error: OSError) -> None:
+        raise UnreadableFileError(
+            f"{error.filename} cannot be read: {error.strerror}. Make it readable, or take it out "
+            f"of the folder."
+        ) from error
+
+    for _ in os.walk(folder, onerror=refuse):
+        pass
 
 
 def _is_list_or_tar(path: Path) -> bool:

@@ -18,7 +18,7 @@ from medvae3d.data.importing.common import (
     Layout,
     is_volume,
     require_all_labelled,
-    require_channels,
+    require_there,
     require_unique,
     safe,
     some,
@@ -62,7 +62,7 @@ def find_pairs(source: Path, channels: Sequence[str] | None = None) -> Layout:
         )
     usual = tuple(sorted({word for files in images.values() for word in files}))
     wanted = usual if channels is None else tuple(channels)
-    require_channels([word for word in wanted if word in usual], wanted, source)
+    require_there(usual, wanted, source)
     cases = []
     for case, files in sorted(images.items()):
         if lacking := [word for word in wanted if word not in files]:

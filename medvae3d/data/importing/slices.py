@@ -82,11 +82,21 @@ class Slice:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file has the mark of DICOM after its preamble."""
-    if not path.is_file():
-        return False
-    with open(path, "rb") as file:
-        return file.read(132)[128:] == b"DICM"
+    """Whether a file has the mark of DICOM after its preamble.
+
+    Raises:
+        UnreadableFileError: If it cannot be looked at.
+    """
+    try:
+        if not path.is_file():
+            return False
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError as error:
+        raise UnreadableFileError(
+            f"{path} cannot be read: {error.strerror or error}. Make it readable, or take it out "
+            f"of the folder."
+        ) from error
 
 
 def sort_slices(slices: Sequence[Slice], name: str) -> list[Slice]:

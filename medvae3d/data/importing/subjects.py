@@ -14,7 +14,7 @@ from medvae3d.data.importing.common import (
     Layout,
     is_volume,
     require_all_labelled,
-    require_channels,
+    require_there,
     require_unique,
     safe,
     some,
@@ -54,7 +54,7 @@ def find_subjects(subjects: Iterable[Any], channels: Sequence[str] | None = None
     folder = ScratchFolder()
     usual = sorted({n for each in listed for n in each.get_images_dict(intensity_only=True)})
     wanted = list(channels) if channels is not None else usual
-    require_channels([name for name in wanted if name in usual], wanted, "the list of subjects")
+    require_there(usual, wanted, "the list of subjects")
     cases = []
     for number, subject in enumerate(listed):
         images = subject.get_images_dict(intensity_only=True)
