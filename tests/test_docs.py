@@ -86,6 +86,44 @@ def test_commands_are_understood(page: str) -> None:
             pytest.fail(f"{page}: medvae3d {shlex.join(words)}: {told}")
 
 
+def mentioned(text: str) -> Iterator[list[str]]:
+    """Words of the commands that stand in the running text of a page."""
+    text = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    for code in re.findall(r"`([^`]+)`", text):
+        words = code.split()
+        if words[:1] == ["medvae3d"] and len(words) > 1:
+            yield words[1:]
+
+
+def lacking(words: list[str]) -> str:
+    """The first word of a mentioned command that there is not, or nothing."""
+    from medvae3d.apps.cli import app
+
+    command = typer.main.get_command(app)
+    while hasattr(command, "commands") and words and not words[0].startswith("-"):
+        name, *words = words
+        if name in ("...", "COMMAND"):
+            return ""
+        if name not in command.commands:
+            return name
+        command = command.commands[name]
+    options = {flag for each in command.params for flag in (*each.opts, *each.secondary_opts)}
+    options |= {"--help", "-h", "--install-completion", "--show-completion"}
+    asked = [word.strip("[],").partition("=")[0] for word in words if word.startswith(("-", "["))]
+    return next((each for each in asked if each[:2] == "--" and each not in options), "")
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{page}" for page in PAGES), *CARDS])
+def test_commands_that_are_mentioned_are_there(page: str) -> None:
+    found = mentioned((ROOT / page).read_text(encoding="utf-8"))
+    assert [(words, word) for words in found if (word := lacking(words))] == []
+
+
+def test_a_command_that_is_mentioned_and_not_there_is_seen() -> None:
+    texts = "`medvae3d info BUNDLE`, `medvae3d list --jsn`, `medvae3d data check LIST`"
+    assert [lacking(words) for words in mentioned(texts)] == ["info", "--jsn", ""]
+
+
 def test_a_command_with_an_option_that_is_not_there_is_seen() -> None:
     (words,) = commands("```sh\nmedvae3d data phantom --count 2 --out a --sed 3\n```\n")
     with pytest.raises(Exception, match="--sed"):

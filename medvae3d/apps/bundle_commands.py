@@ -17,6 +17,7 @@ from medvae3d.apps.console import (
     duration,
     notice,
     notices,
+    one_of,
     output,
     parse_whole,
     progress,
@@ -38,7 +39,10 @@ BundleName = Annotated[
 ]
 Device = Annotated[
     str | None,
-    typer.Option(help="cpu or cuda; a GPU is used where there is one, if not given."),
+    typer.Option(
+        help="cpu or cuda; a GPU is used where there is one, if not given.",
+        autocompletion=one_of("cpu", "cuda"),
+    ),
 ]
 
 
@@ -103,6 +107,7 @@ def train(
         typer.Option(
             metavar="BUNDLE",
             help="For a system: take channels, labels and voxels of a bundle, not of the cases.",
+            autocompletion=catalogue.bundle_names,
         ),
     ] = None,
     recipe: Annotated[

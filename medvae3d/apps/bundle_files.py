@@ -61,9 +61,10 @@ def usable_device(device: str | torch.device) -> torch.device:
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
+        reason = "there is none of that name" if "at start of device string" in reason else reason
         raise SettingError(
-            f"device {str(device)!r} cannot be used ({reason}). Use cpu, or cuda where there is a "
-            f"GPU."
+            f"device {str(device)!r} cannot be used ({reason}); allowed are cpu, and cuda where "
+            f"there is a GPU. Name one of them with --device."
         ) from error
     return place
 

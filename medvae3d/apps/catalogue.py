@@ -70,6 +70,11 @@ def trainable_names(incomplete: str = "") -> list[str]:
     return [n for n in (*system_names(), *shipped_bundles()) if n.startswith(incomplete)]
 
 
+def manifest_names(incomplete: str = "") -> list[str]:
+    """Names of manifests that begin as given; for shell completion."""
+    return [name for name in manifest_files() if name.startswith(incomplete)]
+
+
 def unknown(name: str | Path, bundles: Iterable[str], wanted: str) -> str:
     """What to say where a name is of no bundle, or of neither bundle nor system.
 

@@ -31,7 +31,7 @@ def cite(
         typer.Argument(
             metavar="WHAT",
             help="A bundle, a system, a folder of samples, or the record of one.",
-            autocompletion=catalogue.bundle_names,
+            autocompletion=catalogue.trainable_names,
         ),
     ],
     as_json: AsJson = False,

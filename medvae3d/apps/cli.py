@@ -63,7 +63,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Synthetic 3D medical volumes with their lesion masks, from trained bundles.",
-    epilog="Exit codes: 0 done, 1 findings of a check, 2 bad input, 130 interrupted.",
+    epilog="Example: medvae3d generate sts_petct_hvae --count 4 --out made\n\n"
+    "Exit codes: 0 done, 1 findings of a check, 2 bad input, 130 interrupted.",
 )
 app.command(rich_help_panel="Make")(generate_command.generate)
 app.command(rich_help_panel="Make")(fill_command.fill)

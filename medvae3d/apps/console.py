@@ -43,10 +43,10 @@ def notices() -> Console:
     return _console(sys.stderr)
 
 
-def _console(stream: Any) -> Console:
+def _console(stream: Any, *, never_quiet: bool = False) -> Console:
     # Made anew each time, as tests and notebooks replace the streams.
     width = None if stream.isatty() else FILE_COLUMNS
-    quiet = _is_quiet.get()
+    quiet = _is_quiet.get() and not never_quiet
     return Console(file=stream, width=width, highlight=False, soft_wrap=False, quiet=quiet)
 
 
@@ -71,7 +71,15 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print what came out as JSO
 
 def say_json(content: Any) -> None:
     """Prints results as JSON; what is not finite becomes null, paths become text."""
-    say(json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False, default=str))
+    say_document(
+        json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False, default=str)
+    )
+
+
+def say_document(text: str) -> None:
+    """Prints a document that was asked for, also where nothing else is printed."""
+    console = _console(sys.stdout, never_quiet=True)
+    console.print(printable(text), soft_wrap=True, markup=False)
 
 
 def say_results(as_json: bool, facts: Any, *lines: str) -> None:
@@ -104,6 +112,20 @@ def refuse(text: str) -> None:
 # -- options ------------------------------------------------------------------------------------
 
 
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence: ``a, b or c``."""
+    return " or ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+
+
+def one_of(*names: str) -> Callable[[str], list[str]]:
+    """What completes an option in the shell that takes one of some words."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [name for name in names if name.startswith(incomplete)]
+
+    return complete
+
+
 def parse_whole(text: str, option: str, least: int = 0) -> int:
     """Reads a whole number.
 
@@ -116,6 +138,23 @@ def parse_whole(text: str, option: str, least: int = 0) -> int:
     raise SettingError(
         f"{option} is {text!r}; allowed are whole numbers from {least} on. Write it like "
         f"{option} {max(least, 20)}."
+    )
+
+
+def parse_number(
+    text: str, option: str, low: float = 0.0, high: float = math.inf, example: float = 1.0
+) -> float:
+    """Reads a number from ``low`` to ``high``.
+
+    Raises:
+        SettingError: If it is not one.
+    """
+    with suppress(ValueError):
+        if low <= float(text) <= high and math.isfinite(float(text)):
+            return float(text)
+    bounds = f"from {low:g} on" if high == math.inf else f"from {low:g} to {high:g}"
+    raise SettingError(
+        f"{option} is {text!r}; allowed are numbers {bounds}. Write it like {option} {example:g}."
     )
 
 

@@ -17,6 +17,7 @@ from medvae3d.apps.console import (
     progress,
     refuse,
     say,
+    say_document,
     say_json,
     say_results,
     table,
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
     from medvae3d.data.integrity import CaseReport, IntegrityReport
 
 app = typer.Typer(
-    no_args_is_help=True, help="Import and check data, draw phantoms, list public sets."
+    no_args_is_help=True,
+    help="Import and check data, draw phantoms, list public sets.",
+    epilog="Example: medvae3d data check cases.json",
 )
 app.command("import")(import_data)
 app.command("align")(align_data)
@@ -60,7 +63,7 @@ def check(
     with progress("checking") as advance:
         found = examine(listed, progress=advance)
     if report == "-":
-        say(found.to_json())
+        say_document(found.to_json())
     else:
         print_report(found)
     if report not in (None, "-"):
@@ -160,7 +163,12 @@ def phantom(
 @app.command()
 def manifests(
     name: Annotated[
-        str | None, typer.Argument(help="One data set, to show all that is known of it.")
+        str | None,
+        typer.Argument(
+            metavar="NAME",
+            help="One data set, to show all that is known of it.",
+            autocompletion=catalogue.manifest_names,
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

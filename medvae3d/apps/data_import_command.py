@@ -11,6 +11,7 @@ import typer
 
 from medvae3d.apps.console import (
     AsJson,
+    one_of,
     output,
     parse_whole,
     progress,
@@ -34,6 +35,7 @@ def import_data(
         typer.Option(
             metavar="NAME",
             help="pairs, dicom, bids, nnunet, msd, monai or webdataset; else it is told.",
+            autocompletion=one_of("pairs", "dicom", "bids", "nnunet", "msd", "monai", "webdataset"),
         ),
     ] = None,
     channels: Annotated[
@@ -90,7 +92,12 @@ def align_data(
         str | None, typer.Option(metavar="RAS", help="Where all axes shall point to.")
     ] = None,
     mode: Annotated[
-        str, typer.Option(metavar="NAME", help="How masks are resampled: label or nearest.")
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="How masks are resampled: label or nearest.",
+            autocompletion=one_of("label", "nearest"),
+        ),
     ] = "label",
     as_json: AsJson = False,
 ) -> None:
@@ -117,7 +124,14 @@ def align_data(
 def export_data(
     datalist: Annotated[Path, typer.Argument(metavar="LIST", help="MONAI data list (JSON).")],
     out: Annotated[Path, typer.Option(help="Folder to make; must be empty or absent.")],
-    format: Annotated[str, typer.Option(metavar="NAME", help="bids, nnunet, dicom or webdataset.")],
+    format: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="bids, nnunet, dicom or webdataset.",
+            autocompletion=one_of("bids", "nnunet", "dicom", "webdataset"),
+        ),
+    ],
     channels: Annotated[
         str | None, typer.Option(metavar="A,B", help="Names of the channels, if the list has none.")
     ] = None,

@@ -176,7 +176,9 @@ def _readers(folder: Path) -> Iterator[Finding]:
 
 
 def _room(folder: Path) -> Iterator[Finding]:
-    place = folder if folder.exists() else Path(".")
+    place = next(each for each in (folder.resolve(), *folder.resolve().parents) if each.exists())
+    if place != folder.resolve():
+        yield Finding("folder", NOTE, f"{folder} is not there; looked at {place}", "make it first")
     free = shutil.disk_usage(place).free / GB
     low = free < LEAST_DISK_GB
     advice = "choose a folder on another disk for --out" if low else ""

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from medvae3d.apps import catalogue
 from medvae3d.apps.console import (
     AsJson,
     Stopwatch,
     duration,
     notice,
+    one_of,
     output,
     parse_triple,
     parse_whole,
@@ -64,7 +66,12 @@ def evaluate(
         typer.Option(metavar="FILE", help="Weights of LPIPS, for --paired; none are downloaded."),
     ] = None,
     bundle: Annotated[
-        str | None, typer.Option(help="Bundle that made the cases: its network judges privacy.")
+        str | None,
+        typer.Option(
+            metavar="BUNDLE",
+            help="Bundle that made the cases: its network judges privacy.",
+            autocompletion=catalogue.bundle_names,
+        ),
     ] = None,
     kept: Annotated[
         Path | None,
@@ -107,6 +114,7 @@ def evaluate(
         typer.Option(
             rich_help_panel=HOW,
             help="range: one scale for all; percentile: each image its own, for MR.",
+            autocompletion=one_of("range", "percentile"),
         ),
     ] = None,
     labels: Annotated[

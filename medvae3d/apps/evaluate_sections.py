@@ -211,7 +211,8 @@ def chosen_sections(
     unknown = [name for name in wanted if name not in SECTIONS]
     if unknown or not wanted:
         raise SettingError(
-            f"sections are {', '.join(wanted) or 'none'}; allowed are {', '.join(SECTIONS)}."
+            f"sections are {', '.join(wanted) or 'none'}; allowed are {', '.join(SECTIONS)}. "
+            f"Name some of them with commas, or leave --sections out for all."
         )
     if "paired" in wanted and not paired:
         raise SettingError(

@@ -10,6 +10,7 @@ import typer
 from medvae3d.apps.bundle_commands import BundleName, Device
 from medvae3d.apps.console import (
     AsJson,
+    one_of,
     parse_range,
     parse_triple,
     parse_whole,
@@ -30,7 +31,12 @@ ONE, OTHER, THIRD = "Interpolation", "Volume", "Classes"
 
 def explore(
     bundle: BundleName,
-    what: Annotated[str, typer.Argument(metavar="WHAT", help="interpolation, volume or classes.")],
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="WHAT", help="interpolation, volume or classes.", autocompletion=one_of(*WHAT)
+        ),
+    ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of volumes and pictures.")],
     datalist: Annotated[
         Path | None,
@@ -43,7 +49,9 @@ def explore(
                      help="Names of the two cases; for classes, one, or a draw if not given."),
     ] = None,
     way: Annotated[
-        str, typer.Option(rich_help_panel=ONE, help="linear, spherical or geodesic.")
+        str,
+        typer.Option(rich_help_panel=ONE, help="linear, spherical or geodesic.",
+                     autocompletion=one_of("linear", "spherical", "geodesic")),
     ] = "linear",
     classes: Annotated[
         str | None,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from medvae3d.apps import catalogue
-from medvae3d.apps.console import AsJson, output, progress, say, say_json, table
+from medvae3d.apps.console import AsJson, one_of, output, progress, say, say_json, table
 
 
 def export(
@@ -25,7 +25,11 @@ def export(
     ],
     format: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="onnx, torchscript or pt2; else told from the ending."),
+        typer.Option(
+            metavar="NAME",
+            help="onnx, torchscript or pt2; else told from the ending.",
+            autocompletion=one_of("onnx", "torchscript", "pt2"),
+        ),
     ] = None,
     decoder_only: Annotated[
         bool, typer.Option("--decoder-only", help="Leave out the encoder and a first stage.")

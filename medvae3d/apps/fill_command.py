@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from medvae3d.apps.bundle_commands import BundleName, Device
-from medvae3d.apps.console import AsJson, parse_whole, progress, say_results
+from medvae3d.apps.console import AsJson, parse_number, parse_whole, progress, say_results
 from medvae3d.errors import SettingError
 
 if TYPE_CHECKING:
@@ -41,8 +41,11 @@ def fill(
     count: Annotated[str, typer.Option(metavar="N", help="How many different fillings.")] = "1",
     seed: Annotated[str, typer.Option(metavar="S", help="Same seed, same bytes.")] = "0",
     temperature: Annotated[
-        float, typer.Option(help="0: the likeliest filling; 1: as varied as the training set.")
-    ] = 1.0,
+        str,
+        typer.Option(
+            metavar="T", help="0: the likeliest filling; 1: as varied as the training set."
+        ),
+    ] = "1",
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
@@ -59,8 +62,7 @@ def fill(
         )
     if healthy and label is None:
         raise SettingError("--healthy takes lesions out, and --label says where they are. Give it.")
-    if not 0 <= temperature < float("inf"):
-        raise SettingError(f"--temperature is {temperature}; allowed is 0 or more.")
+    warmth = parse_number(temperature, "--temperature")
     from medvae3d.apps.bundle import load_bundle
     from medvae3d.apps.demo import default_device
     from medvae3d.data.staging import require_new_folder
@@ -80,10 +82,10 @@ def fill(
         for index, generator in enumerate(generators):
             made += fill_region(
                 loaded.network, loaded.recipe, host, hole, [generator], wanted=wanted,
-                temperature=temperature, device=place,
+                temperature=warmth, device=place,
             )  # fmt: skip
             advance(index + 1, number, "")
-    options = {"temperature": temperature, "healthy": healthy, "margin": around}
+    options = {"temperature": warmth, "healthy": healthy, "margin": around}
     _write(loaded, host, made, out, root, options)
     voxels, picture = int(hole.sum()), out / "preview.png"
     say_results(

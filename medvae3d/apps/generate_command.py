@@ -13,6 +13,7 @@ from medvae3d.apps.console import (
     AsJson,
     Stopwatch,
     duration,
+    parse_number,
     parse_range,
     parse_triple,
     parse_whole,
@@ -58,8 +59,9 @@ def generate(
                      help="Class of all cases, for bundles that are told classes."),
     ] = None,
     temperature: Annotated[
-        float | None,
-        typer.Option(rich_help_panel=WISHES, help="Below 1: nearer to the training set."),
+        str | None,
+        typer.Option(metavar="T", rich_help_panel=WISHES,
+                     help="Below 1: nearer to the training set."),
     ] = None,
     extrapolate: Annotated[
         bool,
@@ -114,7 +116,9 @@ def generate(
     options: dict[str, Any] = {
         "start": parse_whole(start, "--start"),
         "volume_ml": _volumes(volume_ml or ()),
-        "temperature": temperature,
+        "temperature": None
+        if temperature is None
+        else parse_number(temperature, "--temperature", example=0.8),
         "extrapolate": extrapolate,
         "mask": mask,
         "class_name": class_name,

@@ -120,7 +120,7 @@ def _format_of(out: Path, format: str | None) -> str:
             )
         return found
     if format not in SUFFIXES:
-        raise SettingError(f"--format is {format!r}; allowed are {listed}.")
+        raise SettingError(f"--format is {format!r}; allowed are {listed}. Name one of them.")
     if not out.suffix or out.suffix == ".json":
         raise SettingError(
             f"--out is {out}; allowed is a file with an ending, such as model{SUFFIXES[format]}."

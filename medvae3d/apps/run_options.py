@@ -35,6 +35,7 @@ OPTIONS_FILE = "options.json"
 LARGEST_CONFIG = 1 << 18  # a second to parse
 VERSIONS = ("medvae3d", "torch", "monai", "numpy", "nibabel", "SimpleITK", "torchio")
 PANEL = "Every command"
+FINDINGS = 1
 # Ranges of one run are put together file by file, so nothing may lie there that is of one range
 # alone; the records of the cases hold the options. A trained folder may be passed on, and options
 # name paths of this machine; its train.json and run.json hold the settings.
@@ -99,7 +100,12 @@ def with_run_options(function: Callable[..., None]) -> Callable[..., None]:
         given = {name: value for name, value in values.items() if name in own}
         require_plain(values)
         with quietly(quiet), reported(ctx, report), trusting(trust), explained(), unwrapped():
-            function(**given)
+            try:
+                function(**given)
+            except typer.Exit as stop:
+                if stop.exit_code == FINDINGS:  # what was found is in what was written
+                    _leave_options(ctx)
+                raise
         _leave_options(ctx)
 
     keyword = inspect.Parameter.KEYWORD_ONLY
@@ -247,7 +253,8 @@ def read_config(path: Path, command: Any) -> dict[str, Any]:
                     f"without control characters. Correct it."
                 )
         if isinstance(value, Mapping):
-            value = [f"{key}={_text(each)}" for key, each in value.items()]
+            typed = value if path.suffix == ".json" else _typed(value)
+            value = [f"{key}={_text(each)}" for key, each in typed.items()]
         elif known[option] in many and not isinstance(value, list):
             value = [value]
         values[known[option]] = value
@@ -298,6 +305,18 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(each) for each in value]
     return value if isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def _typed(value: Any) -> Any:
+    """What stands below a name in YAML, whose values are read as text: numbers are numbers."""
+    if isinstance(value, Mapping):
+        return {key: _typed(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_typed(each) for each in value]
+    try:
+        return parse_json(value)
+    except ValueError:
+        return value
 
 
 def _text(value: Any) -> str:

@@ -203,11 +203,27 @@ def _value(key: str, text: str, present: Any) -> Any:
             f"{key} is set to {text!r}, which is {_kind(value)}; allowed is {_kind(present)}, as "
             f"the present {json.dumps(present)[:60]}. Correct the value."
         )
+    _require_kinds(key, text, value, present)
     if key in COUNTS and not (isinstance(value, int) and value >= 1):
         raise SettingError(
             f"{key} is set to {text!r}; allowed are whole numbers from 1 on. Correct the value."
         )
     return value
+
+
+def _require_kinds(key: str, text: str, value: Any, present: Any) -> None:
+    """Refuses a list of another kind than the present one, where that is all of one kind."""
+    if not isinstance(value, list) or not isinstance(present, list):
+        return
+    kinds = {_kind(each) for each in present}
+    others = [each for each in value if _kind(each) not in kinds]
+    is_free = any(isinstance(each, str) and each.startswith(EXPRESSIONS) for each in others)
+    if len(kinds) == 1 and others and not is_free:
+        raise SettingError(
+            f"{key} is set to {text!r}, where {json.dumps(others[0])[:40]} is {_kind(others[0])}; "
+            f"allowed in this list is {kinds.pop()}, as in the present {json.dumps(present)[:60]}. "
+            f"Correct the value."
+        )
 
 
 def _kind(value: Any) -> str:

@@ -15,11 +15,14 @@ from medvae3d.apps.console import (
     Stopwatch,
     duration,
     in_lines,
+    listed,
     notice,
+    one_of,
     parse_triple,
     parse_whole,
     progress,
     say,
+    say_document,
 )
 from medvae3d.apps.worker_options import Ray, RayAddress, Workers, address_of
 
@@ -27,6 +30,13 @@ if TYPE_CHECKING:
     from medvae3d.studies.classification.tasks import Images, Task
 
 DATA_VARIABLE = "MEDVAE3D_DATA"
+# Known without importing the studies, for help and completion; a test compares them.
+TASK_NAMES = ("tumour_patch", "lesion_patch", "hippocampus_shape", "scanpath")
+PRESET_NAMES = (
+    *("endovae", "generative_active_learning", "self_learning", "scanpath", "disc_vae"),
+    *("vae_noise_gan", "rhvae_small_sample", "adni"),
+)
+SPLIT_NAMES = one_of("validation", "testing")
 
 
 def read_task(
@@ -127,7 +137,7 @@ def classification(
     task: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="tumour_patch, lesion_patch, hippocampus_shape or scanpath."
+            metavar="NAME", help=f"{listed(TASK_NAMES)}.", autocompletion=one_of(*TASK_NAMES)
         ),
     ] = None,
     datalist: Annotated[
@@ -154,9 +164,7 @@ def classification(
     preset: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME",
-            help="endovae, generative_active_learning, self_learning, scanpath, disc_vae, "
-            "vae_noise_gan, rhvae_small_sample or adni.",
+            metavar="NAME", help=f"{listed(PRESET_NAMES)}.", autocompletion=one_of(*PRESET_NAMES)
         ),
     ] = None,
     arms: Annotated[
@@ -183,7 +191,10 @@ def classification(
         str | None, typer.Option(metavar="K", help="Optimiser steps of each generator.")
     ] = None,
     split: Annotated[
-        str, typer.Option(help="validation to choose settings, testing to report.")
+        str,
+        typer.Option(
+            help="validation to choose settings, testing to report.", autocompletion=SPLIT_NAMES
+        ),
     ] = "testing",
     seed: Annotated[
         str, typer.Option(metavar="S", help="Seed of patches and of the choice of cases.")
@@ -240,7 +251,7 @@ def classification(
             report=in_lines(advance, "cell"), samples=extra,
         )  # fmt: skip
     if as_json:
-        say((out / "study.json").read_text().rstrip())
+        say_document((out / "study.json").read_text().rstrip())
     else:
         say(found.table)
         say(found.shown)

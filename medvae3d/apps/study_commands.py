@@ -7,22 +7,29 @@ from typing import Annotated
 
 import typer
 
-from medvae3d.apps import study_classification
+from medvae3d.apps import catalogue, study_classification
 from medvae3d.apps.console import (
     AsJson,
     Stopwatch,
     duration,
     in_lines,
     notice,
+    one_of,
+    parse_number,
     parse_whole,
     progress,
     say,
+    say_document,
     say_json,
 )
+from medvae3d.apps.study_classification import SPLIT_NAMES
 from medvae3d.apps.worker_options import Ray, RayAddress, Workers, address_of
 
 app = typer.Typer(
-    no_args_is_help=True, help="Measure what synthetic data is worth on real, unseen cases."
+    no_args_is_help=True,
+    help="Measure what synthetic data is worth on real, unseen cases.",
+    epilog="Example: medvae3d study segmentation --datalist cases.json --bundle sts_petct_hvae "
+    "--fit small --out study",
 )
 
 
@@ -39,6 +46,7 @@ def segmentation(
         typer.Option(
             metavar="[NAME=]BUNDLE",
             help="A generator, and how cases are prepared; may be given several times.",
+            autocompletion=catalogue.bundle_names,
         ),
     ],
     out: Annotated[
@@ -63,7 +71,10 @@ def segmentation(
         str, typer.Option(metavar="K", help="Optimiser steps of each segmenter.")
     ] = "400",
     split: Annotated[
-        str, typer.Option(help="validation to choose settings, testing to report.")
+        str,
+        typer.Option(
+            help="validation to choose settings, testing to report.", autocompletion=SPLIT_NAMES
+        ),
     ] = "testing",
     fit: Annotated[
         str | None,
@@ -77,17 +88,22 @@ def segmentation(
         typer.Option(metavar="KEY=VALUE", help="A setting of that training; several times."),
     ] = None,
     filter_by: Annotated[
-        str | None, typer.Option("--filter", help="agreement: keep samples that show their mask.")
+        str | None,
+        typer.Option(
+            "--filter",
+            help="agreement: keep samples that show their mask.",
+            autocompletion=one_of("agreement"),
+        ),
     ] = None,
     filter_above: Annotated[
-        float, typer.Option(metavar="DICE", help="Smallest Dice that the filter keeps.")
-    ] = 0.5,
+        str, typer.Option(metavar="DICE", help="Smallest Dice that the filter keeps.")
+    ] = "0.5",
     real_share: Annotated[
-        float, typer.Option(metavar="SHARE", help="Smallest share of real cases in a batch.")
-    ] = 0.5,
+        str, typer.Option(metavar="SHARE", help="Smallest share of real cases in a batch.")
+    ] = "0.5",
     synthetic_until: Annotated[
-        float, typer.Option(metavar="SHARE", help="Only real cases after this share of steps.")
-    ] = 1.0,
+        str, typer.Option(metavar="SHARE", help="Only real cases after this share of steps.")
+    ] = "1",
     seed: Annotated[
         str, typer.Option(metavar="S", help="Seed of the choice of cases and of the samples.")
     ] = "0",
@@ -118,6 +134,14 @@ def segmentation(
             (workers, "--workers", 1),
         )
     ]
+    above, share, until = (
+        parse_number(value, name, high=1, example=0.5)
+        for value, name in (
+            (filter_above, "--filter-above"),
+            (real_share, "--real-share"),
+            (synthetic_until, "--synthetic-until"),
+        )
+    )
     from medvae3d.apps.study import segmentation_study
     from medvae3d.apps.study_inputs import parse_bundles, parse_numbers
     from medvae3d.apps.study_options import ALL_ARMS, SegmentationOptions
@@ -135,9 +159,9 @@ def segmentation(
         steps=counts[1],
         split=split,
         seed=counts[2],
-        least_real=real_share,
-        synthetic_until=synthetic_until,
-        filter_above=filter_above if filter_by else None,
+        least_real=share,
+        synthetic_until=until,
+        filter_above=above if filter_by else None,
         fit=fit,
         fit_changes=tuple(fit_setting or ()),
     )
@@ -155,7 +179,10 @@ def segmentation(
             say=notice,
             report=in_lines(advance, "cell"),
         )
-    say((out / "study.json").read_text().rstrip() if as_json else found.table)
+    if as_json:
+        say_document((out / "study.json").read_text().rstrip())
+    else:
+        say(found.table)
     for note in found.notes:
         notice(f"note: {note}")
     notice(f"{found.done} of {found.wanted} cells done, in {duration(watch.seconds)}")
@@ -181,7 +208,12 @@ def zoo(
         typer.Argument(metavar="KEY=VALUE", help="Settings of every training: trunk, steps."),
     ] = None,
     like: Annotated[
-        str | None, typer.Option(metavar="BUNDLE", help="Bundle whose form of the data is taken.")
+        str | None,
+        typer.Option(
+            metavar="BUNDLE",
+            help="Bundle whose form of the data is taken.",
+            autocompletion=catalogue.bundle_names,
+        ),
     ] = None,
     seeds: Annotated[str, typer.Option(metavar="K", help="Repeats of every cell.")] = "1",
     samples: Annotated[str, typer.Option(metavar="N", help="Samples of each system.")] = "64",

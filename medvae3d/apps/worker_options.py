@@ -22,7 +22,7 @@ Ray = Annotated[
     bool,
     typer.Option(
         "--ray", rich_help_panel=PANEL,
-        help="Let Ray start and mind the workers; needs medvae3d[ray].",
+        help=r"Let Ray start and mind the workers; needs medvae3d\[ray].",
     ),
 ]  # fmt: skip
 RayAddress = Annotated[

@@ -30,6 +30,12 @@ def test_a_package_out_of_range_or_missing_is_wrong_and_leaves_with_1(cli, monke
     assert cli("doctor").code == 1
 
 
+def test_the_disk_of_a_folder_to_come_is_that_of_the_folder_above(tmp_path):
+    found = {each.name: each for each in doctor._room(tmp_path / "to" / "come")}
+    assert found["folder"].state == "note"
+    assert found["disk"].found.endswith(str(tmp_path))
+
+
 def test_a_full_disk_is_told(monkeypatch, tmp_path):
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda place: type("", (), {"free": 1e9}))
     found = {each.name: each for each in doctor._room(tmp_path)}

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 
+import nibabel as nib
 import pytest
+import typer
+
+from medvae3d.apps.cli import app
 
 PHANTOMS = ("data", "phantom", "--shape", "8,8,8", "--spacing", "20,20,20")
 
@@ -61,6 +65,36 @@ def test_an_option_that_takes_several_values_takes_one_from_a_file(refused, tmp_
     assert "--volume-ml is '9:3'" in told
 
 
+def test_settings_below_a_name_are_numbers_in_yaml_as_in_json(tmp_path):
+    from medvae3d.apps.run_options import read_config
+
+    wanted = {"max_epochs": 3, "network_def#channels": [8, 16], "labels": {"lesion": 1}}
+    (tmp_path / "a.json").write_text(json.dumps({"settings": wanted, "out": "x"}))
+    (tmp_path / "a.yaml").write_text(
+        "out: x\nsettings:\n  max_epochs: 3\n  network_def#channels: [8, 16]\n"
+        "  labels:\n    lesion: 1\n"
+    )
+    command = typer.main.get_command(app).commands["train"]
+    read = [read_config(tmp_path / name, command) for name in ("a.json", "a.yaml")]
+    assert read[0] == read[1]
+    assert "network_def#channels=[8, 16]" in read[0]["settings"]
+
+
+def test_a_folder_with_findings_has_its_options_too(cli, tmp_path):
+    done = cli(*PHANTOMS, "--count", 3, "--out", tmp_path / "made")
+    listed = tmp_path / "made" / "datalist.json"
+    content = json.loads(listed.read_text())
+    mask = tmp_path / "made" / content["training"][0]["label"]
+    image = nib.load(mask)
+    nib.save(nib.Nifti1Image(image.get_fdata().astype("uint8") * 0, image.affine), mask)
+    done = cli("data", "import", listed, "--out", tmp_path / "in")
+    assert done.code == 1
+    options = json.loads((tmp_path / "in" / "options.json").read_text())["options"]
+    assert options["source"] == str(listed)
+    (tmp_path / "in.yaml").write_text(f"source: {listed}\nout: {tmp_path / 'again'}\n")
+    assert cli("data", "import", "--config", tmp_path / "in.yaml").code == 1
+
+
 def test_a_report_says_what_was_run_and_how_it_ended(cli, tmp_path):
     report = tmp_path / "run.json"
     out = tmp_path / "made"
@@ -88,6 +122,8 @@ def test_a_report_into_no_folder_is_refused_before_anything_is_made(refused, tmp
 def test_quiet_prints_nothing_but_errors(cli, tmp_path):
     done = cli(*PHANTOMS, "--count", 1, "--out", tmp_path / "made", "--quiet")
     assert (done.code, done.out, done.error) == (0, "", "")
+    found = cli("data", "check", tmp_path / "made" / "datalist.json", "--json", "-", "--quiet")
+    assert json.loads(found.out)["summary"]["cases"] == 1 and found.error == ""
     again = cli(*PHANTOMS, "--count", 1, "--out", tmp_path / "made", "--quiet")
     assert again.code == 2
     assert again.error.startswith("error: ")

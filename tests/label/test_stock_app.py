@@ -171,9 +171,18 @@ def test_wish_that_cannot_be_met_is_answered_in_a_sentence(
     stock.infer(SMALL, f"{SMALL}_plain0").require()
 
 
-def test_parameter_of_nobody_is_ignored_and_said_so(stock: Server) -> None:
-    told = stock.infer(SMALL, f"{SMALL}_plain0", "json", flavour="mint").require().json
-    assert told["ignored_parameters"] == ["flavour"]
+def test_parameter_of_nobody_is_ignored_and_said_so_in_a_line(stock: Server) -> None:
+    start = stock.log.stat().st_size
+    told = (
+        stock.infer(SMALL, f"{SMALL}_plain0", "json", flavour="mint", scent="pine").require().json
+    )
+    assert told["ignored_parameters"] == ["flavour", "scent"]
+    log = stock.log.read_bytes()[start:].decode(errors="replace")
+    lines = [line for line in log.splitlines() if "ignored parameters" in line]
+    assert len(lines) == 1 and lines[0].endswith("ignored parameters: flavour, scent")
+    assert "WARNING" in lines[0] and "Traceback" not in log
+    known = stock.infer(SMALL, f"{SMALL}_plain0", "json", seed=1).require().json
+    assert "ignored_parameters" not in known
 
 
 def test_broken_and_huge_hosts_are_refused(stock: Server) -> None:
@@ -209,7 +218,7 @@ def test_broken_and_huge_hosts_are_refused(stock: Server) -> None:
 
 
 def test_eight_clients_get_each_their_own(stock: Server) -> None:
-    """For ten seconds; `tests/label/soak.py` goes on for minutes."""
+    """For ten seconds; `tests/benchmarks/label_soak.py` goes on for minutes."""
     wishes = [(f"{SMALL}_{POSES[n % 4]}0", 10 + n) for n in range(8)]
     alone = [stock.infer(SMALL, image, seed=seed).require().body for image, seed in wishes]
     masks = [voxels_of(body) for body in alone]
