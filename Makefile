@@ -1,17 +1,20 @@
 # make demo   synthetic volumes with masks, from the shipped weights, into demo/
-# make test   the quick tests;  make test-slow   the others;  make test-label   those on MONAI Label
+# make test   the quick tests;  make test-slow   the others;  make test-label   those on MONAI Label;
+#             make test-mlflow   the one on MLflow
 #
 # Settings:  PYTHON=python3.12  another interpreter for the environment
 #            VENV=.venv         where the environment is made
 #            AUDIT_VENV=.venv-audit   where the tools of `make sbom` and `make audit` are
 #            FUZZ_SECONDS=600   how long `make fuzz` takes
 #            LABEL_VENV=.venv-label   where MONAI Label is put on top of it
+#            MLFLOW_VENV=.venv-mlflow   where MLflow is put on top of it
 #            PIP_ARGS=...       more options for pip install, for instance another package index
 #            PYTEST_ARGS=...    more options for pytest, for instance -k insertion
 
 PYTHON ?= python3
 VENV ?= .venv
 LABEL_VENV ?= .venv-label
+MLFLOW_VENV ?= .venv-mlflow
 AUDIT_VENV ?= .venv-audit
 FUZZ_SECONDS ?= 600
 LABEL := monailabel==0.8.5
@@ -28,13 +31,14 @@ export MPLBACKEND := Agg
 export DO_NOT_TRACK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo docs test test-slow test-label fuzz sbom audit lint typecheck format wheel clean distclean
+.PHONY: help install demo docs test test-slow test-label test-mlflow fuzz sbom audit lint typecheck format wheel clean distclean
 
 help:
 	@echo "make demo       4 pairs from each bundle and one insertion, into $(DEMO)/"
 	@echo "make test       lint and the quick tests"
 	@echo "make test-slow  the slow and the integration tests"
 	@echo "make test-label the tests on a MONAI Label server, in $(LABEL_VENV)/"
+	@echo "make test-mlflow the test of a training in MLflow, in $(MLFLOW_VENV)/"
 	@echo "make lint       ruff: rules and format        make format     let ruff put them right"
 	@echo "make typecheck  mypy on medvae3d/             make wheel      build into dist/"
 	@echo "make docs       the site, into docs/_build/"
@@ -72,6 +76,14 @@ test: lint
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "slow or integration" $(PYTEST_ARGS)
 
+# An environment that sees the packages of the first one below its own.
+define on-top
+$(BIN)/python -m venv --clear $(1)
+@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % \
+  sysconfig.get_path("purelib"))' > "$$($(1)/bin/python -c \
+  'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth"
+endef
+
 # MONAI Label on top of the environment, whose packages it sees, so that it costs 0.2 GB and no
 # second torch, and the environment itself stays without it.
 test-label: export OMP_NUM_THREADS ?= 1
@@ -82,13 +94,22 @@ $(LABEL_VENV)/.installed: $(VENV)/.installed-dev requirements-label.txt
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] > (3, 12))' || { \
 	  echo "MONAI Label 0.8.5 does not run on `$(BIN)/python --version 2>&1`." >&2; \
 	  echo "Take 3.10 to 3.12: make distclean, then make PYTHON=python3.11 test-label" >&2; exit 1; }
-	$(BIN)/python -m venv --clear $(LABEL_VENV)
-	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % \
-	  sysconfig.get_path("purelib"))' > "$$($(LABEL_VENV)/bin/python -c \
-	  'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth"
+	$(call on-top,$(LABEL_VENV))
 	$(LABEL_VENV)/bin/python -m pip install --disable-pip-version-check $(PIP_ARGS) \
 	  -c constraints.txt -r requirements-label.txt
 	$(LABEL_VENV)/bin/python -m pip install --disable-pip-version-check $(PIP_ARGS) --no-deps $(LABEL)
+	@touch $@
+
+# MLflow on top of the environment: in it, MONAI would import it in each process of every test.
+test-mlflow: export OMP_NUM_THREADS ?= 1
+test-mlflow: $(MLFLOW_VENV)/.installed
+	$(MLFLOW_VENV)/bin/python -c 'import mlflow, sqlalchemy, alembic'
+	$(MLFLOW_VENV)/bin/python -m pytest tests/apps/test_tracking.py $(PYTEST_ARGS)
+
+$(MLFLOW_VENV)/.installed: $(VENV)/.installed-dev requirements-mlflow.txt
+	$(call on-top,$(MLFLOW_VENV))
+	$(MLFLOW_VENV)/bin/python -m pip install --disable-pip-version-check $(PIP_ARGS) \
+	  -c constraints.txt -r requirements-mlflow.txt
 	@touch $@
 
 # Random input for the readers of text; what crashes one is kept in build/fuzz.
@@ -143,4 +164,4 @@ clean:
 	find medvae3d tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV) $(LABEL_VENV) $(AUDIT_VENV)
+	rm -rf $(VENV) $(LABEL_VENV) $(MLFLOW_VENV) $(AUDIT_VENV)
