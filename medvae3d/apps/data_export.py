@@ -164,8 +164,8 @@ def _write_bids(
         copy_volume(path, place.with_name(place.name + ".nii.gz"))
         write_json(place.with_name(place.name + ".json"), facts)
     if case.label is not None:
-        part = parts[0][0] if parts else "anat"
-        place = folder / _subject(case, index) / part / f"{entities}_dseg"
+        # BIDS has masks of anatomy alone, whatever they were drawn on.
+        place = folder / _subject(case, index) / "anat" / f"{entities}_dseg"
         mask = read_mask(case.label)
         write_volume(place.with_name(place.name + ".nii.gz"), mask.array, mask.grid)
         write_json(place.with_name(place.name + ".json"), facts)
