@@ -73,7 +73,7 @@ test test-slow: export OMP_NUM_THREADS ?= 1
 test: lint
 	$(BIN)/python -m pytest -m "not slow and not integration" $(PYTEST_ARGS)
 
-test-slow: $(VENV)/.installed-dev
+test-slow: $(VENV)/.installed-dev $(VENV)/.installed-nnunet
 	$(BIN)/python -m pytest -m "slow or integration" $(PYTEST_ARGS)
 
 # An environment that sees the packages of the first one below its own.
@@ -83,6 +83,13 @@ $(BIN)/python -m venv --clear $(1)
   sysconfig.get_path("purelib"))' > "$$($(1)/bin/python -c \
   'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth"
 endef
+
+# nnU-Net's check of its data sets, for the test of an export. It is not put among the packages of the
+# environment, as nnU-Net asks for another 35 of them and for torchvision.
+$(VENV)/.installed-nnunet: $(VENV)/.installed-dev requirements-nnunet.txt
+	rm -rf $(VENV)/nnunet
+	$(INSTALL) --no-deps --no-compile --target $(VENV)/nnunet -r requirements-nnunet.txt
+	@touch $@
 
 # MONAI Label on top of the environment, whose packages it sees, so that it costs 0.2 GB and no
 # second torch, and the environment itself stays without it.

@@ -399,19 +399,35 @@ def test_an_extra_that_is_missing_is_named(cli, tmp_path):
 # -- other people's checks ----------------------------------------------------------------------
 
 
+# Where `make test-slow` puts it, so that its packages do not get among those of the environment.
+NNUNET = Path(sys.prefix) / "nnunet"
+CHECK = """
+import sys
+from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
+verify_dataset_integrity(sys.argv[1], 1)
+try:
+    verify_dataset_integrity(sys.argv[2], 1)
+except Exception as error:
+    print("refused:", error)
+"""
+
+
 @pytest.mark.slow
+@pytest.mark.skipif(not (NNUNET / "nnunetv2").is_dir(), reason="make test-slow installs nnU-Net")
 def test_nnunet_finds_no_fault_in_its_own_check(cli, tmp_path):
-    pytest.importorskip("nnunetv2")
     listed = write_list(tmp_path / "in", ("ct", "pet"), count=3)
     out = put_out(cli, listed, tmp_path / "out", "--format", "nnunet")
-    code = (
-        "import sys; from nnunetv2.experiment_planning.verify_dataset_integrity import *;"
-        "verify_dataset_integrity(sys.argv[1], 1)"
-    )
-    call = [sys.executable, "-W", "ignore", "-c", code, next(out.glob("Dataset501_*"))]
-    done = subprocess.run(call, capture_output=True, text=True, check=False, env=os.environ)
+    made = next(out.glob("Dataset501_*"))
+    damaged = shutil.copytree(made, tmp_path / "damaged")
+    next(damaged.glob("imagesTr/*_0001.nii.gz")).unlink()
+    call = [sys.executable, "-W", "ignore", "-c", CHECK, made, damaged]
+    paths = os.pathsep.join([str(NNUNET), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": paths}
+    done = subprocess.run(call, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
-    assert "verify_dataset_integrity Done" in done.stdout and "Error" not in done.stdout
+    of_made, end, of_damaged = done.stdout.partition("verify_dataset_integrity Done")
+    assert end and "Error" not in of_made
+    assert "refused:" in of_damaged
 
 
 # Beside this Python, if it is not activated. The older npm package knows no derivatives.
@@ -421,7 +437,7 @@ VALIDATOR = shutil.which("bids-validator-deno", path=PLACES)
 
 @pytest.mark.skipif(VALIDATOR is None, reason="pip install bids-validator-deno to run it")
 def test_the_bids_validator_finds_no_error(cli, tmp_path):
-    listed = write_list(tmp_path / "in", ("flair", "t1", "ct"), count=2)
+    listed = write_list(tmp_path / "in", ("pet", "flair", "t1", "ct"), count=2)
     out = put_out(cli, listed, tmp_path / "out", "--format", "bids")
     call = [VALIDATOR, "--format", "json", str(out)]
     paths = {**os.environ, "PATH": PLACES}
