@@ -1,4 +1,4 @@
-"""JSON and other text files from anywhere, read without surprises.
+"""JSON, tables and other text files from anywhere, read without surprises.
 
 Python takes the last of two equal keys, waits for ever at a pipe and reads what has no end. Here
 such a file is refused, before memory is claimed for it. Needs no other package.
@@ -6,8 +6,10 @@ such a file is refused, before memory is claimed for it. Needs no other package.
 
 from __future__ import annotations
 
+import csv
 import errno
 import hashlib
+import io
 import json
 import os
 import re
@@ -47,6 +49,21 @@ def load_text(path: str | os.PathLike[str], largest: int = LARGEST_BYTES) -> str
             f"it has {status.st_size / 1e6:.0f} MB, and {largest / 1e6:.0f} MB are allowed"
         )
     return Path(path).read_text(encoding="utf-8")
+
+
+def read_numbers(path: str | os.PathLike[str]) -> tuple[list[str], list[dict[str, float]]]:
+    """Reads a table of numbers (CSV): names of its columns, and its rows without empty cells.
+
+    Raises:
+        OSError: As `load_json`.
+        ValueError: If a cell is no number, or there is more in a row than there are columns.
+    """
+    table = csv.DictReader(io.StringIO(load_text(path)))
+    try:
+        rows = [{name: float(cell) for name, cell in row.items() if cell} for row in table]
+    except (TypeError, csv.Error) as error:  # the former where a row is longer than the names
+        raise ValueError(str(error)) from error
+    return list(table.fieldnames or ()), rows
 
 
 def parse_json(text: str) -> Any:

@@ -201,7 +201,8 @@ def figures(
     Example: medvae3d figures sts_petct_hvae --datalist cases.json --split testing
     """
     root = parse_whole(seed, "--seed")
-    from medvae3d.apps.figures import read_twins, report
+    from medvae3d.apps.figure_twins import read_twins
+    from medvae3d.apps.figures import report
     from medvae3d.evaluation.figures import markdown, plain
 
     watch = Stopwatch()

@@ -9,9 +9,7 @@ What each figure is, and how it is computed, is in ``docs/reference/figures.md``
 
 from __future__ import annotations
 
-import copy
 import json
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +24,8 @@ from medvae3d import __version__
 from medvae3d.apps.bundle import Bundle, load_bundle
 from medvae3d.apps.bundle_files import read_json
 from medvae3d.apps.figure_cases import CaseSource, Say
+from medvae3d.apps.figure_speed import throughput
+from medvae3d.apps.figure_twins import load_twins
 from medvae3d.data.augmentation import Augmentation
 from medvae3d.data.locks import held_folder
 from medvae3d.errors import MedvaeError, SettingError
@@ -43,7 +43,6 @@ from medvae3d.evaluation.curves import plot_control, plot_run
 from medvae3d.evaluation.evidence import bounds, evidence, log_weights
 from medvae3d.evaluation.privacy import copy_check
 from medvae3d.evaluation.reconstruction import Words, reconstruction, shape_stage, texture_stage
-from medvae3d.evaluation.throughput import in_process, written_per_second
 from medvae3d.models.latent import LatentModel
 from medvae3d.models.two_stage import TwoStageModel
 from medvae3d.seeding import derive_generator
@@ -132,7 +131,7 @@ def report(
     effort = QUICK if quick else Effort()
     with _folder(out) as folder:
         run = _Run(bundle, Path(datalist), split, folder, seed, effort, progress or _silent)
-        run.twins = _twins(bundle, twin)
+        run.twins = load_twins(bundle, twin)
         found: dict[str, Any] = {
             "bundle": f"{bundle.name} {bundle.version}",
             "weights_sha256": bundle.weights_sha256,
@@ -143,7 +142,9 @@ def report(
         }
         for name in wanted:
             if name == "throughput":
-                section = run.guarded(name, lambda: _throughput(bundle, weights, effort, seed))
+                section = run.guarded(
+                    name, lambda: throughput(bundle.root, effort.timed, seed, weights)
+                )
             else:
                 section = run.guarded(name, getattr(run, name))
             if section:
@@ -344,27 +345,6 @@ class _Run:
             contact_sheet(panels, self.recipe.channels, self.folder / name, columns=len(rows))
 
 
-def throughput(bundle_root: str, count: int = 64, seed: int = 0, weights: str = "") -> None:
-    """Prints how fast a bundle writes samples and what memory it takes; in a process of its own."""
-    bundle = load_bundle(bundle_root, weights=weights or None)
-    options: dict[str, Any] = {}
-    warm_up = 8
-    if bundle.recipe.synthesis.kind == "insertion":
-        count, warm_up = max(1, count // 16), 1
-
-    def write(folder: Path, number: int, start: int) -> None:
-        bundle.write(folder, number, seed, start=start, preview=False, **options)
-
-    print(json.dumps(written_per_second(write, count, warm_up)))
-
-
-def _throughput(
-    bundle: Bundle, weights: str | Path | None, effort: Effort, seed: int
-) -> dict[str, Any]:
-    arguments = [str(bundle.root), str(effort.timed), str(seed), str(weights or "")]
-    return in_process(["-m", "medvae3d.apps.figures", *arguments])
-
-
 def _volumes(record: Mapping[str, Any]) -> Iterator[tuple[float, float]]:
     """Volume asked for and made, in ml, of a sample or of each lesion put into a host."""
     pairs = [each["volume_ml"] for each in record.get("lesions") or ()]
@@ -404,39 +384,6 @@ def _draw_training(root: Path, folder: Path) -> None:
             return
 
 
-def read_twins(texts: Sequence[str]) -> dict[str, str]:
-    """Reads ``NAME=FILE`` or ``FILE`` of each twin, as the command line takes them."""
-    pairs = (text.rpartition("=") for text in texts)
-    return {name: path for name, _, path in pairs}
-
-
-def _twins(
-    bundle: Bundle, twin: str | Path | Mapping[str, str | Path] | None
-) -> dict[str, LatentModel]:
-    """Networks of the same layers with other weights; their flow is not used."""
-    if not twin:
-        return {}
-    if isinstance(bundle.network, TwoStageModel):
-        raise SettingError(f"{bundle.name} has no flow, so it has no twin without one.")
-    files = dict(twin) if isinstance(twin, Mapping) else {"": twin}
-    found = {}
-    for shared, path in files.items():
-        network = copy.deepcopy(cast(LatentModel, bundle.network))
-        state = {k: v for k, v in load_state(path).items() if not k.startswith("flow.")}
-        own = {k: v for k, v in network.state_dict().items() if k.startswith("flow.")}
-        try:
-            network.load_state_dict({**state, **own})
-        except RuntimeError as error:
-            raise SettingError(
-                f"{path} holds the weights of another network than {bundle.name}: "
-                f"{str(error).splitlines()[-1].strip()}. A twin has the same layers, trained with "
-                f"flow_start after the last step or num_steps 0."
-            ) from error
-        name = "twin without the flow" + (f", {shared}" if shared else "")
-        found[name] = network.eval()
-    return found
-
-
 def _sections(sections: Sequence[str] | str | None) -> tuple[str, ...]:
     if sections is None:
         return SECTIONS
@@ -462,7 +409,3 @@ def _folder(out: str | Path | None) -> Iterator[Path]:
 
 def _silent(text: str) -> None:
     """Says nothing."""
-
-
-if __name__ == "__main__":
-    throughput(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

@@ -18,200 +18,22 @@ import math
 import os
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torchio as tio
 from monai.data.thread_buffer import ThreadBuffer
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
-from medvae3d.data.datalists import Case, require_all_channels
 from medvae3d.data.intensity import IntensityChannels
-from medvae3d.data.sampling import LesionSampler, Sampling, places_of
-from medvae3d.data.stamps import require_unchanged, stamps_of
-from medvae3d.data.transforms import missing_channels, require_values
+from medvae3d.data.patch_cases import ORDER, SHUFFLE, CaseLike, CasePatches, LoadCase, random_for
+from medvae3d.data.sampling import LesionSampler, Sampling
 from medvae3d.data.unpacked import Unpacked
-from medvae3d.data.volumes import read_mask, read_volume
-from medvae3d.errors import DataListError, GridError, LabelError, SettingError
+from medvae3d.errors import DataListError, SettingError
 
-CaseLike = Case | Mapping[str, Any]
 Batch = dict[str, Any]
 Batches = Generator[Any, None, None]
-
-ORDER, PLACES, SHUFFLE = range(3)
-
-
-def _random(seed: int, epoch: int, purpose: int, index: int = 0) -> np.random.Generator:
-    return np.random.default_rng([seed, epoch, purpose, index])
-
-
-def load_case(
-    case: CaseLike,
-    intensities: IntensityChannels | None = None,
-    values: Sequence[int] | None = None,
-) -> dict[str, Any]:
-    """Reads one case: ``image`` (C, I, J, K) or ``None``, ``mask`` (1, I, J, K), ``case``.
-
-    Args:
-        case: A :class:`Case`, or a dictionary whose ``image`` and ``label`` (or ``mask``) are
-            files, lists of one file a channel, or tensors.
-        intensities: Brings the image from native units to network values.
-        values: Label values the mask may hold.
-
-    Raises:
-        GridMismatchError: If channels and mask do not lie voxel on voxel.
-        LabelError: If there is no mask, or it holds other values.
-        DataListError: If the case lacks a channel.
-    """
-    if isinstance(case, Case):
-        require_all_channels([case], "a patch")
-        entry: dict[str, Any] = {"image": list(case.image), "label": case.label, "case": case.name}
-        entry |= {k: v for k, v in case.extra.items() if k == "weights"}
-    else:
-        entry = dict(case)
-    label = entry.get("mask", entry.get("label"))
-    name = _name(entry, label)
-    if label is None:
-        raise LabelError(f"case {name} has no label; patches need one. Add it to the data list.")
-    mask, mask_grid = _read(label, f"label of {name}", is_mask=True)
-    if values is not None:
-        require_values(mask, (0, *values), what=f"mask of {name}")
-    found: dict[str, Any] = {"case": name, "mask": mask, "image": None}
-    image = entry.get("image")
-    if missing_channels(image):
-        raise DataListError(
-            f"case {name} lacks a channel, and patches need all of them. Leave the case out, or "
-            f"have its channels made with `medvae3d impute`."
-        )
-    if image is not None and (isinstance(image, (Tensor, np.ndarray)) or len(image)):
-        voxels, image_grid = _read(image, f"image of {name}", is_mask=False)
-        if voxels.shape[1:] != mask.shape[1:]:
-            raise GridError(
-                f"case {name}: image has {tuple(voxels.shape[1:])} voxels, mask "
-                f"{tuple(mask.shape[1:])}. Resample one onto the other with `medvae3d data align`."
-            )
-        if image_grid is not None and mask_grid is not None:
-            image_grid.require_same(mask_grid, this=f"image of {name}", that=f"label of {name}")
-        found["image"] = voxels if intensities is None else intensities.normalize(voxels)
-    if entry.get("weights") is not None:
-        found["weights"] = _read(entry["weights"], f"weights of {name}", is_mask=False)[0]
-    return found
-
-
-def _name(entry: Mapping[str, Any], label: Any) -> str:
-    for key in ("case", "subject"):
-        if key in entry:
-            return str(entry[key])
-    return Path(label).name.split(".")[0] if isinstance(label, (str, os.PathLike)) else "unnamed"
-
-
-def _read(source: Any, what: str, is_mask: bool) -> tuple[Tensor, Any]:
-    if isinstance(source, (Tensor, np.ndarray)):
-        voxels = torch.as_tensor(source).as_subclass(Tensor)
-        return (voxels if voxels.ndim == 4 else voxels[None]), None
-    if is_mask:
-        volume = read_mask(source, what=what)
-        return torch.from_numpy(volume.array)[None], volume.grid
-    files = [source] if isinstance(source, (str, os.PathLike)) else list(source)
-    volumes = [read_volume(file, what=what, channels=len(files) == 1) for file in files]
-    for volume in volumes[1:]:
-        volumes[0].grid.require_same(volume.grid, this=str(files[0]), that=str(volume.path))
-    arrays = [v.array if v.array.ndim == 4 else v.array[None] for v in volumes]
-    return torch.from_numpy(np.concatenate(arrays)).float(), volumes[0].grid
-
-
-class _Patches(Dataset[dict[str, Any]]):
-    """All patches of one visit to a case, by ``(epoch, case)``; cut in the worker."""
-
-    def __init__(
-        self,
-        cases: Sequence[CaseLike],
-        load: Callable[[CaseLike], dict[str, Any]],
-        sampler: LesionSampler,
-        samples_per_case: int,
-        seed: int,
-        channels: int | None,
-        cache_bytes: float,
-    ) -> None:
-        self.cases, self.load, self.sampler = cases, load, sampler
-        self.stamps = [stamps_of(case) for case in cases]
-        self.samples_per_case, self.seed, self.channels = samples_per_case, seed, channels
-        self.cache_bytes = cache_bytes
-        self.cache: dict[int, tio.Subject] = {}
-        self.cached_bytes = 0
-        self.unpacked: Unpacked | None = None
-
-    def __len__(self) -> int:
-        return len(self.cases)
-
-    def dry_iter(self) -> list[int]:
-        """Stands for the cases when torchio's queue counts them."""
-        return list(range(len(self.cases)))
-
-    def __getitem__(self, visit: tuple[int, int]) -> dict[str, Any]:
-        epoch, index = visit
-        subject = self.subject(index)
-        subject["random"] = _random(self.seed, epoch, PLACES, index)
-        return {**self.sampler.cut(subject, self.samples_per_case), "case": subject["case"]}
-
-    def subject(self, index: int) -> tio.Subject:
-        """The whole case, from memory or from what was unpacked where it fits there."""
-        if index in self.cache:
-            return self.cache[index]
-        require_unchanged(self.stamps[index])
-        kept = None if self.unpacked is None else self.unpacked.get(index)
-        if kept is not None:
-            places = {value: rows.numpy() for value, rows in kept.pop("places").items()}
-            return _subject(**kept, places=places)
-        loaded = self.load(self.cases[index])
-        require_unchanged(self.stamps[index])
-        image, mask, name = loaded["image"], loaded["mask"], loaded["case"]
-        if image is None and self.channels is None:
-            self.channels = self._channels_of_others()
-        channels = len(image) if image is not None else self.channels
-        if self.channels is not None and channels != self.channels:
-            raise DataListError(
-                f"case {name} has {channels} channels, others have {self.channels}. Give every "
-                f"case the same channels in the same order."
-            )
-        tensors = {"mask": mask}
-        if image is not None:
-            tensors["image"] = image.float()
-        if "weights" in loaded:
-            tensors["weights"] = loaded["weights"].float()
-        facts: dict[str, Any] = {"case": name, "channels": channels}
-        places = places_of(mask)
-        subject = _subject(tensors, **facts, places=places)
-        size = sum(tensor.nbytes for tensor in tensors.values())
-        size += sum(indices.nbytes for indices in places.values())
-        if self.cached_bytes + size <= self.cache_bytes:
-            self.cache[index] = subject
-            self.cached_bytes += size
-        elif self.unpacked is not None:
-            rows = {value: torch.from_numpy(indices) for value, indices in places.items()}
-            # Copies, as a crop would be written with all that it was cut from.
-            plain = {key: tensor.as_subclass(Tensor).clone() for key, tensor in tensors.items()}
-            self.unpacked.keep(index, {"tensors": plain, **facts, "places": rows}, size)
-        return subject
-
-    def _channels_of_others(self) -> int:
-        for case in self.cases:
-            image = case.image if isinstance(case, Case) else case.get("image")
-            if isinstance(image, (Tensor, np.ndarray)) or image:
-                found = self.load(case)["image"]
-                return len(found)
-        return 1
-
-
-def _subject(tensors: Mapping[str, Tensor], **facts: Any) -> tio.Subject:
-    images: dict[str, Any] = {
-        name: (tio.LabelMap if name == "mask" else tio.ScalarImage)(tensor=tensor)
-        for name, tensor in tensors.items()
-    }
-    return tio.Subject(**images, **facts)
 
 
 class _Visits(Sampler[tuple[int, int]]):
@@ -226,7 +48,7 @@ class _Visits(Sampler[tuple[int, int]]):
 
     def order(self, epoch: int) -> list[int]:
         """Cases of this process; some come twice, so that all processes have equally many."""
-        order = _random(self.seed, epoch, ORDER).permutation(self.count)
+        order = random_for(self.seed, epoch, ORDER).permutation(self.count)
         own = np.resize(order, len(self) * self.world_size)[self.rank :: self.world_size]
         return [int(case) for case in own]
 
@@ -244,7 +66,7 @@ class PatchQueue(tio.Queue):
     """
 
     def __init__(
-        self, patches: _Patches, visits: _Visits, cases_per_block: int, num_workers: int
+        self, patches: CasePatches, visits: _Visits, cases_per_block: int, num_workers: int
     ) -> None:
         self.patches, self.visits, self.cases_per_block = patches, visits, cases_per_block
         self.epoch = self.block = 0
@@ -294,7 +116,7 @@ class PatchQueue(tio.Queue):
             self.epoch, self.block = self.epoch + 1, 0
 
     def _shuffle_patches_list(self) -> None:
-        random = _random(self.patches.seed, self.epoch, SHUFFLE, self.block)
+        random = random_for(self.patches.seed, self.epoch, SHUFFLE, self.block)
         self.patches_list = [self.patches_list[i] for i in random.permutation(self.num_patches)]
 
     def _get_subjects_iterable(self) -> Iterator[Any]:
@@ -474,7 +296,7 @@ def patch_loader(
     ``case``, a list of names. A case without image gives zeros that are nowhere valid.
 
     Args:
-        cases: What to read; see :func:`load_case`.
+        cases: What to read; see :func:`~medvae3d.data.patch_cases.load_case`.
         patch_shape: Voxels of a patch.
         batch_size: Patches in a batch.
         seed: Decides everything that is random, together with the epoch.
@@ -520,9 +342,9 @@ def patch_loader(
         patch_shape, sampling, label_probabilities, jitter, pad, allow_empty, fill
     )
     shares = max(1, num_workers)
-    patches = _Patches(
+    patches = CasePatches(
         cases,
-        _Load(intensities, values, prepare),
+        LoadCase(intensities, values, prepare),
         sampler,
         samples_per_case,
         seed,
@@ -544,19 +366,3 @@ def patch_loader(
         patches.unpacked = Unpacked(disk_cache_dir, disk_cache_mb * 2**20 / shares)
         weakref.finalize(loader, patches.unpacked.remove)
     return loader
-
-
-class _Load:
-    """Loading as an object rather than a closure, so that spawned workers can have it."""
-
-    def __init__(
-        self,
-        intensities: IntensityChannels | None,
-        values: Sequence[int] | None,
-        prepare: Callable[[dict[str, Any]], dict[str, Any]] | None,
-    ) -> None:
-        self.intensities, self.values, self.prepare = intensities, values, prepare
-
-    def __call__(self, case: CaseLike) -> dict[str, Any]:
-        loaded = load_case(case, self.intensities, self.values)
-        return loaded if self.prepare is None else self.prepare(loaded)

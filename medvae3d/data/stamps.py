@@ -39,40 +39,37 @@ def stamps_of(case: Case | Mapping[str, Any]) -> Stamps:
     return found
 
 
+def changed_files(before: Stamps) -> dict[Path, int | None]:
+    """Files that have another size or time of change than they had: size now, ``None`` if gone."""
+    found: dict[Path, int | None] = {}
+    for path, stamp in before.items():
+        try:
+            now = path.stat()
+        except OSError:
+            found[path] = None
+            continue
+        if (now.st_size, now.st_mtime_ns) != stamp:
+            found[path] = now.st_size
+    return found
+
+
 def require_unchanged(before: Stamps) -> None:
     """Refuses files that are no longer what they were.
 
     Raises:
         UnreadableFileError: If one has another size or time of change, or is gone.
     """
-    for path, (size, changed) in before.items():
-        try:
-            now = path.stat()
-        except OSError:
+    for path, size in changed_files(before).items():
+        if size is None:
             raise UnreadableFileError(
                 f"{path} was there when the training began, and is gone. Put it back and add "
                 f"--resume, or train anew on the cases that there are."
-            ) from None
-        if (now.st_size, now.st_mtime_ns) != (size, changed):
-            raise UnreadableFileError(
-                f"{path} has changed since the training began: it had {size} bytes and has "
-                f"{now.st_size}, written at another time. Put the old file back and add --resume, "
-                f"or train anew in another folder."
             )
-
-
-def changed_files(before: Stamps) -> list[Path]:
-    """Files that have another size or time of change than they had, or are gone."""
-    found = []
-    for path, stamp in before.items():
-        try:
-            now = path.stat()
-        except OSError:
-            found.append(path)
-            continue
-        if (now.st_size, now.st_mtime_ns) != stamp:
-            found.append(path)
-    return found
+        raise UnreadableFileError(
+            f"{path} has changed since the training began: it had {before[path][0]} bytes and has "
+            f"{size}, written at another time. Put the old file back and add --resume, or train "
+            f"anew in another folder."
+        )
 
 
 def contents_of(cases: Iterable[Case], root: Path) -> Contents:

@@ -5,7 +5,6 @@ The same numbers give the same bytes.
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from matplotlib.figure import Figure
 
 from medvae3d.data.volumes import write_bytes
 from medvae3d.errors import DataListError, UnreadableFileError
+from medvae3d.files import read_numbers
 
 DOTS_PER_INCH = 110
 COLOURS = ("#1f6fb4", "#d1661c", "#2c8a4b", "#a03a86")
@@ -137,13 +137,12 @@ def _grouped(rows: Sequence[Mapping[str, float]], wanted: Sequence[str]) -> dict
 
 def _read_history(path: Path) -> list[dict[str, float]]:
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+        return read_numbers(path)[1]
     except OSError as error:
         raise UnreadableFileError(
             f"{path} cannot be read: {error.strerror}. Check the path; `train` writes it."
         ) from error
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise DataListError(
             f"{path} is no table of numbers: {error}. Give the history.csv that `train` wrote."
         ) from error

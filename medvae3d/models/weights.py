@@ -50,13 +50,11 @@ def _require_stored(path: str | os.PathLike[str], size: int) -> None:
         return
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
-    packed = [each.filename for each in members if each.compress_type != zipfile.ZIP_STORED]
-    if packed or sum(each.file_size for each in members) > size:
-        raise ValueError(
-            f"it unpacks to {sum(each.file_size for each in members)} bytes from {size}, which "
-            f"torch.save never writes"
-        )
-    with zipfile.ZipFile(path) as archive:
+        whole = sum(each.file_size for each in members)
+        if whole > size or any(each.compress_type != zipfile.ZIP_STORED for each in members):
+            raise ValueError(
+                f"it unpacks to {whole} bytes from {size}, which torch.save never writes"
+            )
         broken = archive.testzip()
     if broken is not None:
         raise ValueError(f"the check sum of its part {broken} is wrong: the file is damaged")

@@ -200,6 +200,7 @@ class SoftIntrospection:
             :math:`\max(256,\ 1024\, N / (3 \cdot 256^2))`, which is what was published for images
             of 784 to 49,152 values (256) and of 196,608 (1024), and keeps its weight in the
             exponent beyond. Lower it if the exponents in the log leave [-5, 0].
+        gamma: Weight :math:`\gamma` of errors of made volumes in the turn of the decoder.
         alpha: Sharpness :math:`\alpha` of the exponential, 2 as published. ``None`` lets it follow
             the divergence of real volumes, taken for a constant,
             :math:`\alpha = \log(2 \beta_\mathrm{neg} / \beta_\mathrm{kl})

@@ -14,6 +14,7 @@ from ignite.engine import Engine, Events
 
 from medvae3d.data.nifti import write_bytes
 from medvae3d.errors import OutputError
+from medvae3d.files import read_numbers
 
 
 class ProgressLog:
@@ -138,13 +139,11 @@ def read_history(path: str | Path) -> list[dict[str, float]]:
         OutputError: If the file holds something else.
     """
     try:
-        with Path(path).open(newline="", encoding="utf-8") as file:
-            table = csv.DictReader(file)
-            rows = [{k: float(v) for k, v in row.items() if v} for row in table]
-            names = table.fieldnames or ["step"]  # the file of a run that was killed may be empty
-        if "step" not in names or any("step" not in row for row in rows):
+        names, rows = read_numbers(path)
+        # The file of a run that was killed may be empty.
+        if (names and "step" not in names) or any("step" not in row for row in rows):
             raise ValueError("it has no column of steps")
-    except (OSError, ValueError, TypeError, csv.Error) as error:
+    except (OSError, ValueError) as error:
         raise _no_log(path, "table of numbers", error) from error
     return rows
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny_bundles as tiny
 import torch
+from small_runs import train, weights_of
 from typer.testing import CliRunner
 
 from medvae3d.data.attributes import mask_attributes
@@ -210,3 +211,11 @@ def scan(tmp_path_factory):
     label[10:12, 10:12, 10:12] = 1
     write_volume(folder / "label.nii.gz", label, grid)
     return folder
+
+
+@pytest.fixture(scope="session")
+def weights(cli, trainable, cases, tmp_path_factory):
+    """What an undisturbed run of `small_runs.train` comes to."""
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    assert cli(*train(trainable, cases, out)).code == 0
+    return weights_of(out)

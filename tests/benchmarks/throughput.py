@@ -33,7 +33,7 @@ def main() -> None:
         for threads in sorted(set(settings.threads)):
             os.environ["OMP_NUM_THREADS"] = str(threads)
             arguments = [str(bundle), str(settings.count), str(settings.seed), ""]
-            row = in_process(["-m", "medvae3d.apps.figures", *arguments])
+            row = in_process(["-m", "medvae3d.apps.figure_speed", *arguments])
             print(
                 f"| {name} | {threads} | {loaded:.1f} s | {row['per_second']:.1f} "
                 f"| {row['peak_memory_mb']:.0f} MB | {row['load_before']:.1f} |"

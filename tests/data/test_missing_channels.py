@@ -21,7 +21,7 @@ from medvae3d.data.datalists import DataList, as_monai, read_datalist, write_dat
 from medvae3d.data.forms import read_form
 from medvae3d.data.importing.writing import import_dataset
 from medvae3d.data.integrity import check
-from medvae3d.data.patches import load_case
+from medvae3d.data.patch_cases import load_case
 from medvae3d.data.preparation import case_transforms, read_items
 from medvae3d.data.transforms import PARAMS_KEY, missing_channels
 from medvae3d.errors import DataListError, IntensityError

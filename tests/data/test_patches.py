@@ -15,7 +15,8 @@ from ignite.engine import Engine
 
 from medvae3d.data.intensity import IntensityChannels, WindowIntensity
 from medvae3d.data.manifests import Case
-from medvae3d.data.patches import load_case, patch_loader
+from medvae3d.data.patch_cases import load_case
+from medvae3d.data.patches import patch_loader
 from medvae3d.data.sampling import LesionSampler
 from medvae3d.errors import (
     DataListError,

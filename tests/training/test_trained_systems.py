@@ -2,67 +2,46 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
+from small_systems import (
+    HINGE,
+    PACE,
+    SOFT,
+    START,
+    STEPS,
+    TRAINING,
+    UNSEEN,
+    model,
+    trained_by_noise,
+    trained_introspective,
+    trained_vae,
+    trained_vae_gan,
+)
 from small_trainings import (
     RATE,
-    SHAPE,
-    SIZES,
-    adam,
-    balls,
     copied,
     dice,
     drawn,
     energy_distance,
-    judge,
     late,
     modes,
-    played,
     psnr,
     rebuilt,
-    seeded,
     spread,
     unsharpness,
     whole,
 )
 
-from medvae3d.models.zoo import autoencoder_of, vae, vae_noise_gan
-from medvae3d.objectives.compositions import generator_objective, joint_objective
-from medvae3d.objectives.introspective import HingeIntrospection, SoftIntrospection
-from medvae3d.objectives.vae_gan import vae_gan_objectives
-from medvae3d.training.fitting import PriorFitter
-from medvae3d.training.generators import GeneratorPlayer
-from medvae3d.training.introspective import IntrospectivePlayer
-from medvae3d.training.loading import BatchPreparation, StepLoader
-from medvae3d.training.optimizers import adamw, cosine
-from medvae3d.training.parts import decoder_side
-from medvae3d.training.players import DiscriminatorPlayer, ModelPlayer
-from medvae3d.training.vae_gan import (
-    BalancedDecoderPlayer,
-    BalancedDiscriminatorPlayer,
-    PartModelPlayer,
-)
-
 pytestmark = pytest.mark.slow
 
-STEPS, START = 250, 100
-PACE = {"rate": cosine(STEPS, 20), "clip_norm": 5.0}
-TRAINING, UNSEEN = balls(64, 0), whole(balls(48, 1))
 REAL = UNSEEN["image"]
-
-
-def model():
-    return seeded(vae, SHAPE, components=0, **SIZES)
 
 
 @pytest.fixture(scope="module")
 def baseline():
     """The VAE that the others are held against."""
-    network = model()
-    player = ModelPlayer(network, joint_objective(warm_up_steps=40), adamw(network, RATE))
-    played(network, [player], TRAINING, STEPS)
+    network = trained_vae()
     assert dice(rebuilt(network, UNSEEN)["mask"], UNSEEN["mask"]) > 0.8
     return network
 
@@ -72,22 +51,7 @@ def baseline():
 
 @pytest.fixture(scope="module")
 def vae_gan():
-    network, discriminator = model(), judge()
-    encoder, decoder = vae_gan_objectives(
-        network, discriminator, feature_weight=1.0, adversarial_weight=0.1
-    )
-    players = [
-        PartModelPlayer(network, encoder, adamw(network.encoder, RATE), name="encoder"),
-        BalancedDecoderPlayer(
-            network,
-            decoder,
-            adamw(decoder_side(network), RATE),
-            name="decoder",
-            discriminator=discriminator,
-        ),
-        BalancedDiscriminatorPlayer(discriminator, adam(discriminator), network, source="decoder"),
-    ]
-    return network, played(network, players, TRAINING, STEPS)
+    return trained_vae_gan()
 
 
 def test_a_vae_gan_is_sharper_than_the_vae_at_no_more_than_three_decibel(vae_gan, baseline):
@@ -118,37 +82,20 @@ def test_the_discriminator_of_a_vae_gan_is_not_saturated_and_who_learned_is_logg
 # -- introspective ------------------------------------------------------------------------------
 
 
-def introspective(objective):
-    network = model()
-    sides = {"encoder": network.encoder, "decoder": decoder_side(network)}
-    players = [
-        IntrospectivePlayer(
-            network, objective, adamw(side, 2 * RATE), role=role, introspect_start=START, **PACE
-        )
-        for role, side in sides.items()
-    ]
-    return network, played(network, players, TRAINING, STEPS)
-
-
 @pytest.fixture(scope="module")
 def paced():
     """The VAE that introspective ones are held against: learning slows down as theirs does."""
-    network = model()
-    player = ModelPlayer(
-        network, joint_objective(warm_up_steps=40), adamw(network, 2 * RATE), **PACE
-    )
-    played(network, [player], TRAINING, STEPS)
-    return network
+    return trained_vae(peak=2 * RATE, **PACE)
 
 
 @pytest.fixture(scope="module")
 def hinge():
-    return introspective(HingeIntrospection())
+    return trained_introspective(HINGE)
 
 
 @pytest.fixture(scope="module")
 def soft():
-    return introspective(SoftIntrospection(beta_rec=5.0, beta_neg=8.0, alpha=None))
+    return trained_introspective(SOFT)
 
 
 def test_the_exponents_of_a_soft_introvae_neither_vanish_nor_are_all_one(soft):
@@ -199,32 +146,7 @@ def test_an_introspective_system_of_image_and_mask_has_the_parameters_of_the_vae
 @pytest.fixture(scope="module")
 def driven():
     """A GAN by each source of noise, all over the encoder of one trained autoencoder."""
-    source = seeded(vae_noise_gan, SHAPE, components=4, rank=8, **SIZES)
-    twin = autoencoder_of(source)
-    player = ModelPlayer(twin, joint_objective(warm_up_steps=40), adamw(twin, RATE))
-    played(twin, [player], TRAINING, 150)
-    found = {}
-    for noise in ("normal", "posterior", "prior"):
-        network, discriminator = copy.deepcopy(source), judge((16, 32, 32))
-        preparation = BatchPreparation(network.statistics, (1.0, 1.0, 1.0))
-        loader = StepLoader(TRAINING, 8, seed=0)
-        fitter = PriorFitter({"model": network}, loader, preparation, passes=8)
-        generator = GeneratorPlayer(
-            network,
-            generator_objective(discriminator, kind="hinge"),
-            adam(decoder_side(network), 1e-4),
-            noise=noise,
-            fitter=fitter,
-            begins_as=twin,
-        )
-        judged = DiscriminatorPlayer(discriminator, adam(discriminator, 1e-3), kind="hinge")
-        played(network, [generator, judged], TRAINING, 60)
-        if noise == "normal":
-            network.sampling_prior = None
-        elif noise == "posterior":
-            fitter.fit()
-        found[noise] = network
-    return found
+    return trained_by_noise()[1]
 
 
 def test_of_three_sources_of_noise_none_copies_and_posteriors_give_better_masks_than_no_knowledge(

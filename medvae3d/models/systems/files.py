@@ -2,7 +2,8 @@
 
 ``base.json`` is a training configuration of MONAI's form for a joint model. ``NAME.json`` is a flat
 object whose keys are nested identifiers, parted by ``#`` as in ``KEY=VALUE`` of ``medvae3d train``;
-it is laid over ``base.json``, and what it says of ``synthesis`` over ``bundle/inference.json``.
+it is laid over ``base.json``, and what it says of ``synthesis`` over ``bundle/inference.json``. One
+with ``_like_`` starts from what another system changes.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ def read_system(name: str) -> dict[str, Any]:
             f"there is no system {name!r}; allowed are {', '.join(system_names())}. Name one of "
             f"these."
         )
-    return _read(FOLDER / f"{name}.json")
+    found = _read(FOLDER / f"{name}.json")
+    like = found.pop("_like_", None)
+    return found if like is None else {**read_system(like), **found}
 
 
 def read_base() -> dict[str, Any]:
