@@ -8,6 +8,7 @@ The trainings are those of ``tests/training/test_trained_systems.py``, which hol
 from __future__ import annotations
 
 import argparse
+import copy
 from typing import Any
 
 import torch
@@ -36,6 +37,9 @@ from small_trainings import (
     whole,
 )
 from torch import Tensor
+
+from medvae3d.training.fitting import PriorFitter
+from medvae3d.training.loading import BatchPreparation, StepLoader
 
 REAL, MASKS = UNSEEN["image"], UNSEEN["mask"]
 
@@ -67,6 +71,15 @@ def figures_of(network: Any) -> dict[str, float]:
     }
 
 
+def with_prior(network: Any) -> Any:
+    """A copy that draws from a prior fitted on its posteriors."""
+    found = copy.deepcopy(network)
+    preparation = BatchPreparation(found.statistics, (1.0, 1.0, 1.0))
+    loader = StepLoader(TRAINING, 8, seed=0)
+    PriorFitter({"model": found}, loader, preparation, passes=8).fit()
+    return found
+
+
 def logged(logs: dict[str, list[float]], *names: str) -> dict[str, float]:
     """Means over the last fifth of a training."""
     return {name: late(logs[name]) for name in names}
@@ -89,7 +102,8 @@ def by_system(seed: int) -> dict[str, dict[str, float]]:
     found["introvae"] = figures_of(network) | logged(logs, *names)
     twin, driven = trained_by_noise(seed)
     known = whole(TRAINING)["image"]
-    for name, each in {"autoencoder": twin, **driven}.items():
+    compared = {"autoencoder, normal": twin, "autoencoder, prior": with_prior(twin), **driven}
+    for name, each in compared.items():
         made = drawn(each)
         found[f"vae_noise_gan, {name}"] = {
             "energy distance": energy_distance(made["image"], REAL),
