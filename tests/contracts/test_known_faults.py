@@ -8,6 +8,7 @@ on the fault.
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,6 +24,9 @@ from probability import test_posteriors
 from synthesis import test_tiling
 
 from bundles import test_configs
+from medvae3d.apps.catalogue import shipped_bundles
+from medvae3d.apps.trust import require_own_weights
+from medvae3d.errors import BundleError
 from medvae3d.evaluation import evidence
 from medvae3d.flows import hamiltonian, implicit, integrators, metrics, pairs, riemannian, volume
 from medvae3d.models import latent
@@ -118,6 +122,18 @@ def without_the_determinant(self, *args, **options):
     moved = OWN.riemannian_move(self, *args, **options)
     self.full_bound = full
     return moved
+
+
+def determinant_of_another_colour(self, z, noise, potential, metric=None, own=None):
+    """The momentum is coloured by one matrix, and the volume of the metric is counted for it."""
+    flowed, momentum = OWN.riemannian_move(self, z, noise, potential, metric, own)
+    if own is None:
+        return flowed, momentum
+    metric = self.metric if metric is None else metric
+    counted = own.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    wrong = -metric.half_log_det(z.flatten(1).double())
+    weight = flowed.log_weight + (wrong - counted).to(flowed.log_weight)
+    return replace(flowed, log_weight=weight), momentum
 
 
 def one_iteration(function, start, solver):
@@ -289,6 +305,17 @@ FAULTS = {
             partial(test_evidence.test_the_estimate_agrees_with_the_exact_evidence, "rhvae"),
             partial(test_riemannian.test_a_flow_that_does_not_move_has_the_bound_of_a_plain_model,
                     0.3),
+            partial(
+                test_riemannian.test_only_the_public_form_makes_the_metric_grow_without_end, 1.0
+            ),
+        ),
+    ),
+    "the momentum has the colour of one matrix and the volume of another": Fault(
+        (riemannian.RiemannianFlow,), "move", determinant_of_another_colour,
+        (
+            test_riemannian.test_weights_average_to_the_evidence_with_another_colouring,
+            test_riemannian
+            .test_with_a_momentum_of_its_own_colour_the_scale_of_the_metric_has_an_optimum,
         ),
     ),
     "implicit equations are iterated once": Fault(
@@ -366,3 +393,16 @@ def test_a_known_fault_is_seen(name, monkeypatch):
     for check in fault.checks:
         with pytest.raises(AssertionError):
             check()
+
+
+@pytest.mark.integration
+def test_weights_of_another_model_under_the_name_of_one_are_seen(tmp_path):
+    """What a training script did that saved the lung model under the name of the heart's."""
+    own, other = (shipped_bundles()[name] for name in ("sts_petct_hvae", "hippocampus_mri_hvae"))
+    folder = shutil.copytree(own / "models", tmp_path / "models")
+    assert require_own_weights(folder / "model.pt") == require_own_weights(
+        own / "models" / "model.pt"
+    )
+    shutil.copyfile(other / "models" / "model.pt", folder / "model.pt")
+    with pytest.raises(BundleError, match="not the weights that the bundle came with"):
+        require_own_weights(folder / "model.pt")

@@ -133,6 +133,36 @@ def test_weights_of_the_public_form_do_not_average_to_the_evidence():
     assert abs(public - model.evidence()) > 30 * error
 
 
+# What trains the metric.
+
+
+def slope_in_the_scale(scale, by_own=False, **options):
+    """Derivative of the bound with respect to log m, all matrices being m times the identity."""
+    model = LinearGaussian()
+    flow = fitted(2, **{"step_size": 1e-3, "initial_beta": 0.3, **options})
+    torch.manual_seed(3)
+    z = model.posterior.sample((4000,))
+    log_scale = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    m = scale * log_scale.exp()
+    eye = torch.eye(2, dtype=torch.float64)
+    metric = KernelMetric(flow.metric.centroids, (m * eye).expand(6, 2, 2), 1.2, 0.01)
+    own = (m.sqrt() * eye).expand(len(z), 2, 2) if by_own else None
+    flowed, _ = flow.move(z, draw(*z.shape, seed=4), lambda x: -model.log_joint(x), metric, own)
+    bound = (model.log_joint(flowed.z) + flowed.log_weight).mean()
+    return torch.autograd.grad(bound, log_scale)[0].item()
+
+
+@pytest.mark.parametrize("scale", [0.3, 1.0, 5.0])
+def test_only_the_public_form_makes_the_metric_grow_without_end(scale):
+    assert slope_in_the_scale(scale, full_bound=False) > 0.5
+    assert abs(slope_in_the_scale(scale)) < 0.02
+
+
+def test_with_a_momentum_of_its_own_colour_the_scale_of_the_metric_has_an_optimum():
+    assert slope_in_the_scale(0.3, by_own=True) > 0.5
+    assert slope_in_the_scale(1.0, by_own=True) < -0.5
+
+
 # 6
 def determinant(iterations, step_size):
     flow = fitted(
