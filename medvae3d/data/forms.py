@@ -93,6 +93,7 @@ def read_form(
     cases, found = [case for case, _ in pairs], [each for _, each in pairs]
     labels = _labels(datalist, found)
     spacing, shape, notes = _grid(found, multiples)
+    classes, unclassed = _classes(datalist)
     touching = sum(_touches(case) for case in cases) / len(cases)
     parts = float(np.quantile([each.lesion_count for each in found], 0.95))
     return DataForm(
@@ -101,10 +102,10 @@ def read_form(
         spacing=spacing,
         spatial_shape=shape,
         attributes=_attributes(labels, found),
-        classes=_classes(datalist),
+        classes=classes,
         max_components=max(1, math.ceil(parts)),
         allow_border=touching > 0.05,
-        notes=notes,
+        notes=(*notes, *unclassed),
     )
 
 
@@ -251,9 +252,19 @@ def _attributes(labels: Mapping[str, int], found: Sequence[CaseReport]) -> tuple
     return tuple(f"log_volume:{value}" for value in values)
 
 
-def _classes(datalist: DataList) -> tuple[str, ...]:
-    stated = [case.extra.get("class") for case in datalist.split("training")]
-    return tuple(sorted({str(each) for each in stated})) if None not in stated else ()
+def _classes(datalist: DataList) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Classes, if all training cases carry one, and what to say if only some of them do."""
+    cases = datalist.split("training")
+    stated = {str(case.extra["class"]) for case in cases if case.extra.get("class") is not None}
+    without = [case.name for case in cases if case.extra.get("class") is None]
+    if not without or not stated:
+        return tuple(sorted(stated)), ()
+    note = (
+        f"{len(without)} of {len(cases)} training cases have no class, such as {without[0]}, so "
+        f"that the model is told none; for one that is, give every case a 'class' of "
+        f"{', '.join(sorted(stated))}."
+    )
+    return (), (note,)
 
 
 def _touches(case: Case) -> bool:

@@ -126,10 +126,15 @@ class TrainingStatistics(nn.Module):
             SettingError: If the model is not told that class.
         """
         if name not in self.classes:
-            told = f"the classes {', '.join(self.classes)}" if self.classes else "no class"
+            if not self.classes:
+                raise SettingError(
+                    f"class {name!r} was asked for; these weights are told no class. Leave it out, "
+                    f"or train a model that is told classes, such as cvae."
+                )
             raise SettingError(
-                f"class {name!r} was asked for; these weights are told {told}. Ask for one of "
-                f"them, or train a model that is told others."
+                f"class {name!r} was asked for; these weights are told the classes "
+                f"{', '.join(self.classes)}. Ask for one of them, or train a model that is told "
+                f"others."
             )
         return torch.tensor([float(name == each) for each in self.classes])
 

@@ -116,6 +116,12 @@ def test_a_volume_outside_of_the_training_range(refused, bundles, tmp_path):
     assert "--extrapolate" in error
 
 
+def test_a_class_that_the_weights_are_not_told(refused, bundles, tmp_path):
+    words = generate(bundles / "balls", "--out", tmp_path / "out", "--class", "large")
+    error = refused(*words, out=tmp_path)
+    assert "told no class. Leave it out" in error
+
+
 def test_a_volume_of_a_label_that_is_not_there(refused, bundles, tmp_path):
     words = generate(bundles / "balls", "--out", tmp_path / "out", "--volume-ml", "middle=1:2")
     error = refused(*words, out=tmp_path)
@@ -510,3 +516,54 @@ def test_several_faults_are_told_at_once(refused, trainable, own_cases, tmp_path
     assert "2 things are wrong" in error
     assert "is empty" in error
     assert "in every voxel" in error
+
+
+# What single systems need of a data list.
+
+
+def train_system(name, datalist, out, *words):
+    return ("train", name, "--datalist", datalist, "--out", out, "spatial_shape=[16,16,16]", *words)
+
+
+@pytest.mark.parametrize("name", ["cvae", "icvae"])
+def test_cases_without_the_class_that_a_system_is_told(refused, cases, tmp_path, name):
+    error = refused(*train_system(name, cases, tmp_path / "out"), out=tmp_path / "out")
+    assert f"{name} is told the class of a case, and 0 classes are known" in error
+    assert "Give every case of the data list a 'class', or train a model without" in error
+
+
+def test_one_case_without_the_class_that_a_system_is_told(refused, own_cases, tmp_path):
+    def classed(content):
+        for split in ("training", "validation", "testing"):
+            for number, case in enumerate(content.get(split, [])):
+                case["class"] = "ab"[number % 2]
+        del content["training"][1]["class"]
+
+    spoil(own_cases, classed)
+    error = refused(*train_system("cvae", own_cases, tmp_path / "out"), out=tmp_path / "out")
+    assert "have no class, such as ball_001" in error
+    assert "give every case a 'class' of a, b" in error
+
+
+def test_a_case_without_its_mask_for_a_system(refused, own_cases, tmp_path):
+    damage(own_cases, "no label")
+    error = refused(*train_system("vae", own_cases, tmp_path / "out"), out=tmp_path / "out")
+    assert "has no label; training needs it. Add the file" in error
+
+
+def test_more_codes_than_the_cases_have_places_for(refused, cases, tmp_path):
+    words = train_system("vqvae", cases, tmp_path / "out", "network_def#codes=100000")
+    error = refused(*words, out=tmp_path / "out")
+    assert "100000 codes, and" in error
+    assert "Set `network_def#codes` to" in error
+
+
+def test_fewer_channels_than_the_weights_have(refused, trainable, own_cases, tmp_path):
+    def first_alone(content):
+        for split in ("training", "validation", "testing"):
+            for case in content.get(split, []):
+                case["image"] = case["image"][0]
+
+    spoil(own_cases, first_alone)
+    error = refused(*train(trainable, own_cases, tmp_path / "out"), out=tmp_path / "out")
+    assert "case ball_000 has 1 channels; the model reads 2: PET, CT. List one file" in error
