@@ -6,6 +6,7 @@ three at once; files appear only if all of them agree.
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -22,6 +23,7 @@ from medvae3d import __version__
 from medvae3d.apps.bundle import Bundle
 from medvae3d.apps.exported_parts import Part, parts_of
 from medvae3d.data.intensity import IntensityChannels
+from medvae3d.data.locks import missing, remove_empty
 from medvae3d.data.volumes import write_bytes
 from medvae3d.errors import BundleError, OutputError, SettingError
 from medvae3d.models.two_stage import TwoStageModel
@@ -74,6 +76,7 @@ def export_model(
     _require_free([*files.values(), about])
     made: list[tuple[Path, Path]] = []
     described = {}
+    folders = missing(out.parent)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         for index, part in enumerate(parts):
@@ -106,6 +109,7 @@ def export_model(
     finally:
         for staged, _ in made:
             staged.unlink(missing_ok=True)
+        remove_empty(folders)
     return facts
 
 
@@ -193,9 +197,16 @@ def _run_onnx(path: Path) -> Run:
     return run
 
 
+def _write(path: Path, save: Callable[[io.BytesIO], None]) -> None:
+    """Saves to memory first: where a disk is full, torch's own writer ends the process."""
+    file = io.BytesIO()
+    save(file)
+    path.write_bytes(file.getvalue())
+
+
 def _write_torchscript(part: Part, path: Path) -> None:
     traced: Any = torch.jit.trace(part.network, part.example(2), check_trace=False)
-    traced.save(str(path))
+    _write(path, lambda file: torch.jit.save(traced, file))
 
 
 def _run_torchscript(path: Path) -> Run:
@@ -204,7 +215,8 @@ def _run_torchscript(path: Path) -> Run:
 
 
 def _write_pt2(part: Part, path: Path) -> None:
-    torch.export.save(_exported(part), str(path))
+    made = _exported(part)
+    _write(path, lambda file: torch.export.save(made, file))
 
 
 def _run_pt2(path: Path) -> Run:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from unittest import mock
 
 import numpy as np
@@ -86,10 +87,26 @@ def test_a_file_that_gives_other_numbers_is_not_written(cli, tmp_path, bundles):
     with mock.patch.dict(model_export.RUNNERS, torchscript=wrong):
         done = cli(*words)
     assert done.code == 2 and "differs by 0.001 from what the bundle gives" in done.error
-    assert list((tmp_path / "a").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
     assert cli(*words).code == 0
     again = cli(*words)
     assert again.code == 2 and "exist already" in again.error
+
+
+@pytest.mark.parametrize(
+    "ending", [".ts", *(pytest.param(e, marks=pytest.mark.slow) for e in (".pt2", ".onnx"))]
+)
+def test_a_full_disk_leaves_with_2_and_nothing(cli, tmp_path, bundles, ending):
+    """Torch's own writer ends the process there."""
+    words = ("export", bundles / "balls", "--out", tmp_path / "new" / f"m{ending}")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
+    try:
+        done = cli(*words, "--decoder-only")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert done.code == 2 and f"m{ending} cannot be written: File too large" in done.error
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_cannot_be_exported_is_named(cli, tmp_path, bundles):
