@@ -66,6 +66,22 @@ def test_the_inverse_puts_every_voxel_back(bundle, scan, case):
     assert torch.equal(kept.inverse(made)["image"].as_tensor(), made["image"].as_tensor())
 
 
+def test_cases_of_a_batch_are_put_back_one_by_one(bundle, scan, case):
+    """Their lesions lie in boxes of different shapes, so what was there cannot be stacked."""
+    keys = ("image", "label")
+    steps = Compose([LoadImaged(keys), EnsureChannelFirstd(keys), add(bundle)])
+    items = monai.data.Dataset([item(scan, n) for n in (0, 1)], steps)
+    (batch,) = monai.data.DataLoader(items, batch_size=2)
+    parts = monai.data.decollate_batch(batch)
+    boxes = [part["image"].applied_operations[-1]["extra_info"]["box"] for part in parts]
+    assert boxes[0] != boxes[1]
+    for part in parts:
+        assert not torch.equal(part["label"].as_tensor(), case["label"].as_tensor())
+        back = steps.transforms[-1].inverse(part)
+        for key in keys:
+            assert torch.equal(back[key].as_tensor(), case[key].as_tensor())
+
+
 def test_the_random_state_decides(bundle, case):
     adder = add(bundle, seed=None)
     runs = []
@@ -99,6 +115,18 @@ def test_any_number_of_workers_gives_the_same(bundle, scan):
     # Lesions differ between cases and between epochs, so that equality above says something.
     sums = [float(image.double().sum()) for image, _ in alone]
     assert len(set(sums)) >= 4
+
+
+@pytest.mark.slow
+def test_the_random_state_decides_in_workers_too(bundle, scan):
+    runs = []
+    for seed in (1, 1, 2):
+        monai.utils.set_determinism(seed)
+        runs.append([image for image, _ in loaded(bundle, scan, 2, epochs=1, seed=None)])
+    monai.utils.set_determinism(None)
+    same, other = ([torch.equal(a, b) for a, b in zip(runs[0], run, strict=True)]
+                   for run in runs[1:])  # fmt: skip
+    assert all(same) and not all(other)
 
 
 def test_epochs_can_be_named(bundle, case):

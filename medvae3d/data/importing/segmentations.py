@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medvae3d.data.importing.common import LPS_TO_RAS, some
+from medvae3d.data.importing.slices import TRANSFER_SYNTAX, meta_element
 from medvae3d.errors import GridMismatchError, LabelError, SettingError, UnreadableFileError
 from medvae3d.files import require_regular
 from medvae3d.geometry import Grid
@@ -43,8 +44,10 @@ def read_segmentation(path: Path) -> Any:
         if len(found.PerFrameFunctionalGroupsSequence) != len(found.decoded):
             raise ValueError("it describes another number of frames than it has")
     except Exception as error:  # pydicom raises many kinds for broken files
+        cause = " ".join(str(error).split()).rstrip(".")
         raise UnreadableFileError(
-            f"{path} cannot be read as a DICOM segmentation: {error}. Export it again."
+            f"{path} cannot be read as a DICOM segmentation (its transfer syntax is "
+            f"{meta_element(path, TRANSFER_SYNTAX)}): {cause}. Export it again, uncompressed."
         ) from error
     return found
 
