@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from medvae3d.data.volumes import write_volume
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
@@ -26,17 +29,20 @@ COMMAND = re.compile(r"^(medvae3d|python|torchrun|make|pip|curl|git) ", re.MULTI
 RUN = {
     "README.md": (1, 3, 4),
     "docs/concepts/patches.md": (0,),
-    "docs/how-to/explore.md": (1,),
+    "docs/how-to/explore.md": (0, 1),
     "docs/how-to/export.md": (0, 1),
     "docs/how-to/formats.md": (
         "import_dataset([subject]",
         "samples/dataset.json",
         "wds",
         "as_dataset(200",
+        "data align",
     ),
     "docs/how-to/generate.md": tuple(range(11)),
     "docs/how-to/insert.md": tuple(range(5)),
+    "docs/how-to/monai-label.md": ("label-app",),
     "docs/how-to/on-the-fly.md": (1, 0, 2),  # the third is about the first
+    "docs/how-to/train.md": ("data check",),
     "docs/reference/commands.md": ("flair.nii.gz",),
 }
 EXTRAS = {
@@ -115,6 +121,8 @@ def prepare(page, folder):
         host = phantom_host(bundle.recipe, 0, 0)
         nowhere = np.zeros(host.grid.shape, bool)
         host.write_channel(0, folder / "flair.nii.gz", host.volumes[0].array, nowhere)
+    if page in ("docs/how-to/explore.md", "docs/how-to/train.md"):
+        write_cases(folder, medvae3d.load_bundle("hippocampus_mri_hvae"))
     if page == "docs/how-to/formats.md":
         import SimpleITK as sitk
 
@@ -123,6 +131,17 @@ def prepare(page, folder):
             voxels = np.zeros((4, 5, 6), np.uint8)
             voxels[1:3, 1:3, 1:3] = 1
             sitk.WriteImage(sitk.GetImageFromArray(voxels), str(folder / f"{name}.nrrd"))
+
+
+def write_cases(folder, bundle):
+    """The list of a reader, with cases A and B, samples of a bundle."""
+    entries = []
+    for name, sample in zip("AB", bundle.generate(2, seed=1), strict=True):
+        image = sample.image.numpy()[0]
+        write_volume(folder / f"{name}.nii.gz", image, sample.grid)
+        write_volume(folder / f"{name}_mask.nii.gz", sample.label.numpy()[0], sample.grid)
+        entries.append({"image": f"{name}.nii.gz", "label": f"{name}_mask.nii.gz", "name": name})
+    (folder / "cases.json").write_text(json.dumps({"training": entries}))
 
 
 def run_shell(text, cli):

@@ -392,7 +392,8 @@ def _sections(sections: Sequence[str] | str | None) -> tuple[str, ...]:
     unknown = [name for name in wanted if name not in SECTIONS]
     if unknown or not wanted:
         raise SettingError(
-            f"sections are {', '.join(wanted) or 'none'}; allowed are {', '.join(SECTIONS)}."
+            f"sections are {', '.join(wanted) or 'none'}; allowed are {', '.join(SECTIONS)}. "
+            f"Name some of them, or leave --section out for all."
         )
     return tuple(name for name in SECTIONS if name in wanted)
 

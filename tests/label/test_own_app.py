@@ -180,6 +180,21 @@ def test_training_in_the_background_ends_and_shows_its_state(own: Server) -> Non
     assert state["status"] == "DONE", state["details"]
 
 
+def test_a_scan_is_offered_at_random_however_fast_it_is_asked_for() -> None:
+    from medvae3d.apps.label_app.scoring import AtRandom
+
+    class Store:
+        """One scan, which was offered in this very second."""
+
+        def get_unlabeled_images(self, *unused: Any) -> list[str]:
+            return ["scan"]
+
+        def get_image_info(self, name: str) -> dict[str, Any]:
+            return {"strategy": {"random": {"ts": int(time.time()) + 1}}}
+
+    assert AtRandom()({"strategy": "random"}, Store())["id"] == "scan"
+
+
 def test_store_survives_a_torn_list(own_app: Path, tmp_path: Path) -> None:
     scans = hippocampi(tmp_path / "all", 2)
     studies = tmp_path / "studies"

@@ -14,7 +14,6 @@ from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.exception import MONAILabelException
 from monailabel.tasks.activelearning.first import First
-from monailabel.tasks.activelearning.random import Random
 from monailabel.tasks.infer.bundle import BundleInferTask
 
 from medvae3d import __version__
@@ -24,6 +23,7 @@ from medvae3d.apps.label_app.rounds import GenerativeRound
 from medvae3d.apps.label_app.scoring import (
     UNCERTAIN,
     UNUSUAL,
+    AtRandom,
     HighestScore,
     WeightsScoring,
     uncertainty_scoring,
@@ -155,7 +155,7 @@ class SyntheticDataApp(MONAILabelApp):
         return {k: v for name in self.generators for k, v in self._scorings(name).items()}
 
     def init_strategies(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"random": Random(), "first": First()}
+        found: dict[str, Any] = {"random": AtRandom(), "first": First()}
         for name in self.generators:
             scores = list(self._scorings(name))
             if len(scores) > 1:

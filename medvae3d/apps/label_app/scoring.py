@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import random
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
+from monailabel.tasks.activelearning.random import Random
 
 from medvae3d.apps.label_scores import GeneratorJudge, SegmenterJudge
 from medvae3d.errors import MedvaeError
@@ -86,6 +88,18 @@ def uncertainty_scoring(name: str, root: Path) -> WeightsScoring:
 
     text = f"How uncertain {root.name} is of a scan: entropy where it sees or might see a label"
     return WeightsScoring(name, root, text, load)
+
+
+class AtRandom(Random):
+    """MONAI Label's random strategy, which fails when all scans were offered within a second."""
+
+    def __call__(self, request: dict[str, Any], datastore: Any) -> dict[str, Any] | None:
+        try:
+            found: dict[str, Any] | None = super().__call__(request, datastore)
+            return found
+        except ValueError:  # no weight is above 0
+            free = datastore.get_unlabeled_images(request.get("label_tag"), request.get("labels"))
+            return {"id": random.choice(free), "weight": 0}
 
 
 class HighestScore(Strategy):
