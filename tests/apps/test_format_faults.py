@@ -77,6 +77,11 @@ def told(name, **changed):
     return change
 
 
+def listed(*images):
+    """Lets a data set of nnU-Net list its files."""
+    return told("dataset.json", dataset={"c": {"images": images, "label": "labelsTr/c_0.nii.gz"}})
+
+
 def masked(name, values):
     """Changes the values of a mask."""
 
@@ -219,6 +224,12 @@ IMPORTS = {
         write_nnunet, without("labelsTr/c_1.nii.gz"), (), ("labelsTr", "c_1")),
     "nnU-Net that ends early": (
         write_nnunet, cut("imagesTr/c_1_0001.nii.gz"), (), ("c_1_0001.nii.gz",)),
+    "listed files of nnU-Net that are missing": (
+        write_nnunet, listed("imagesTr/c_0_0000.nii.gz", "gone.nii.gz"), (),
+        ("dataset.json", "gone.nii.gz")),
+    "listed files of too few channels": (
+        write_nnunet, listed("imagesTr/c_0_0000.nii.gz"), (),
+        ("dataset.json", "c of dataset", "T1w, FLAIR")),
     "files of the Decathlon that are missing": (
         "msd", without("imagesTr/m_1.nii.gz"), (), ("dataset.json", "m_1.nii.gz")),
     "wrong channels of the Decathlon": (

@@ -75,6 +75,23 @@ def test_nnunet_keeps_channels_labels_and_its_own_test_cases(tmp_path):
     assert listed.info["labels"] == {"0": "background", "1": "lesion", "4": "core"}
 
 
+def test_nnunet_may_list_files_that_lie_elsewhere(tmp_path):
+    files = {
+        case: {
+            "images": [f"../imagesTr/{case}_{n:04d}.nii.gz" for n in range(2)],
+            "label": str(tmp_path / f"labelsTr/{case}.nii.gz"),
+        }
+        for case in ("c_1", "c_0")
+    }
+    write_nnunet(tmp_path / "in", dataset=files)
+    for part in ("imagesTr", "labelsTr"):
+        (tmp_path / "in" / part).rename(tmp_path / part)
+    listed = read_datalist(import_dataset(tmp_path / "in", tmp_path / "out"))
+    assert [case.name for case in listed] == ["c_1", "c_0", "t_0"]
+    require_same(listed.cases[0].image[1], scan(11))
+    require_same(listed.cases[0].label, scan(1, mask=True))
+
+
 def test_the_decathlon_has_its_four_dimensional_files_parted(tmp_path):
     write_msd(tmp_path / "in")
     listed = read_datalist(import_dataset(tmp_path / "in", tmp_path / "out"))

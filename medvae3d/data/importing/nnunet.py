@@ -8,18 +8,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medvae3d.data.datalists import read_json
+from medvae3d.data.datalists import read_json, require_name
 from medvae3d.data.importing.common import (
     VOLUME_SUFFIXES,
     FoundCase,
     Layout,
+    is_volume,
     require_all_labelled,
     require_channels,
     require_unique,
     safe,
     some,
 )
-from medvae3d.errors import DataListError
+from medvae3d.errors import DataListError, UnreadableFileError
 
 
 def find_nnunet(source: Path, channels: Sequence[str] | None = None) -> Layout:
@@ -31,6 +32,7 @@ def find_nnunet(source: Path, channels: Sequence[str] | None = None) -> Layout:
 
     Raises:
         DataListError: If ``dataset.json`` and the files disagree.
+        UnreadableFileError: If it names files that do not exist.
     """
     path = source / "dataset.json"
     content = read_json(path, "nnU-Net data set")
@@ -42,7 +44,7 @@ def find_nnunet(source: Path, channels: Sequence[str] | None = None) -> Layout:
             f"{path} has file_ending {ending!r}; allowed are {', '.join(VOLUME_SUFFIXES)}. "
             f"Convert the volumes, and correct it there."
         )
-    training = _cases(source, "Tr", names, ending)
+    training = _listed(content, path, names) or _cases(source, "Tr", names, ending)
     if content.get("numTraining", len(training)) != len(training):
         raise DataListError(
             f"{path} promises {content['numTraining']} training cases, imagesTr holds "
@@ -101,6 +103,45 @@ def _labels(content: Mapping[str, Any], path: Path) -> dict[str, str]:
             else:
                 found.setdefault(number, f"label {number}")
     return {str(value): found[value] for value in sorted(found) if found[value] != "ignore"}
+
+
+def _listed(content: Mapping[str, Any], path: Path, names: Sequence[str]) -> tuple[FoundCase, ...]:
+    """The training cases of a data set whose files lie elsewhere, which it lists itself."""
+    found = content.get("dataset")
+    if found is None:
+        return ()
+    if not isinstance(found, dict) or not found:
+        raise DataListError(
+            f"{path} has dataset {found!r}; allowed is an object of cases with images and label. "
+            f"Correct it there."
+        )
+    cases = []
+    for case, entry in found.items():
+        where = f"{path}: {case} of dataset"
+        files = entry.get("images") if isinstance(entry, dict) else None
+        label = entry.get("label") if isinstance(entry, dict) else None
+        is_list = isinstance(files, list) and all(isinstance(file, str) for file in files)
+        if not is_list or len(files) != len(names) or not isinstance(label, str):
+            raise DataListError(
+                f"{where} has images {files!r} and label {label!r}; allowed are one file for each "
+                f"of the channels {some(names)}, in order, and one label. Correct it there."
+            )
+        for file in (*files, label):
+            require_name(file, path.parent, where)
+        images = tuple((path.parent / file,) for file in files)
+        cases.append(FoundCase(safe(case), case, images, path.parent / label))
+    every = [f for case in cases for f in (*(each[0] for each in case.images), case.label)]
+    if missing := [file for file in every if file is not None and not file.is_file()]:
+        raise UnreadableFileError(
+            f"{path} names {len(missing)} files that do not exist: {some(missing, 3)}. Paths are "
+            f"relative to its folder; correct them there."
+        )
+    if foreign := [file for file in every if file is not None and not is_volume(file)]:
+        raise DataListError(
+            f"{path} names {some(foreign, 3)}; allowed are {', '.join(VOLUME_SUFFIXES)}. Convert "
+            f"them, and correct it there."
+        )
+    return tuple(cases)
 
 
 def _cases(source: Path, part: str, names: Sequence[str], ending: str) -> tuple[FoundCase, ...]:
