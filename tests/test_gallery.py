@@ -31,7 +31,7 @@ def script(name):
     return module
 
 
-gallery, diagrams = script("make"), script("diagrams")
+gallery, diagrams, configs = script("make"), script("diagrams"), script("configs")
 # Pixels (of 255) that differ where another processor or font library rounds otherwise.
 SMALL_STEP, FEW = 24, 0.01
 
@@ -140,3 +140,18 @@ def test_diagrams_have_the_judges_that_are_trained():
     introspective = {name for name in system_names() if again in words_of(name)}
     assert introspective == {"al_vae", "introvae", "soft_introvae"}
     assert {name for name in system_names() if "classifier" in words_of(name)} == {"icvae"}
+
+
+# The page of the configurations.
+
+
+def test_the_page_of_configurations_is_that_of_the_files():
+    stored = configs.PAGE.read_text(encoding="utf-8")
+    assert stored == configs.page(), "run python docs/gallery/configs.py"
+
+
+def test_no_setting_is_explained_that_there_is_not():
+    base = configs.read_base()
+    assert set(configs.PARTS) <= set(base) and not set(configs.PARTS) & set(base["_desc_"])
+    assert set(configs.NETWORK) == {name for name in base["network_def"] if name != "_target_"}
+    assert {f"`{name}`" for name in base if name != "_desc_"} <= set(configs.page().split())
