@@ -118,6 +118,7 @@ def test_the_condition_and_the_latent_both_change_the_mask(trained):
     one, other = draw(trained.model, small), draw(trained.model, large)
     assert not torch.equal(one, other)
     again = draw(trained.model, small, seed=50)
+    assert not torch.equal(one, again)
     volume, other_volume = float(one.sum()), float(again.sum())
     assert abs(volume - other_volume) < 0.5 * volume
 

@@ -36,6 +36,12 @@ def test_the_kl_is_the_mean_of_its_one_sample():
     assert one_sample.mean().item() == pytest.approx(posterior.kl().item(), rel=0.02)
 
 
+def test_the_prior_itself_costs_nothing():
+    prior = DiagonalGaussian(torch.zeros(2, 3, 4), torch.ones(2, 3, 4))
+    assert torch.equal(prior.kl(), torch.zeros(2))
+    assert float(DiagonalGaussian(prior.mean + 0.1, prior.scale).kl().min()) > 0
+
+
 def test_the_scale_that_draws_is_the_scale_that_scores():
     posterior = gaussian(shape=(1, 2))
     wide = DiagonalGaussian(posterior.mean.repeat(50_000, 1), posterior.scale.repeat(50_000, 1))
