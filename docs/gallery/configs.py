@@ -29,8 +29,8 @@ written from those of the systems by `python docs/gallery/configs.py`.
 | `multi_gpu_train.json` | several processes, laid over `train.json` |
 | `logging.conf` | what MONAI's command line logs |
 
-`@name` stands for the value of another entry, `$...` for a Python expression, `#` for what is below a
-name. Values are changed without touching a file:
+`@name` stands for the value of another entry, `$...` for a Python expression, `#` for what is below
+a name. Values are changed without touching a file:
 
 | Where | How |
 |---|---|
@@ -124,8 +124,8 @@ def page() -> str:
                 {**INFERENCE, **inference["_desc_"]},
             ),
         ),
-        "`displayable_configs` holds [what a user may wish for](../how-to/bundles.md). How samples\n"
-        "are drawn stands below `synthesis`:\n",
+        "`displayable_configs` holds [what a user may wish for](../how-to/bundles.md). How\n"
+        "samples are drawn stands below `synthesis`:\n",
         table(
             ("setting", "default", "meaning"),
             _rows(list(inference["synthesis"]), inference["synthesis"], SYNTHESIS),
