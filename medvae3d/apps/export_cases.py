@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from medvae3d.data.volumes import write_bytes
 from medvae3d.errors import DataListError, SettingError
 from medvae3d.files import json_bytes
 from medvae3d.geometry import Grid
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 def facts_of(case: Case, listed: DataList) -> dict[str, Any]:
@@ -75,11 +78,11 @@ def letters(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-") or "case"
 
 
-def copy_volume(path: Path, place: Path) -> Grid:
-    """Writes a volume with the voxels as they are stored; returns where they lie.
+def read_channel(path: Path) -> tuple[NDArray[Any], Any, Grid]:
+    """The voxels of one channel as they are stored, ``(I, J, K)``, their header, where they lie.
 
     Raises:
-        DataListError: If it holds several channels.
+        DataListError: If the file holds several channels.
     """
     stored, header = read_stored(path, f"image {path}")
     grid = grid_of(header, f"image {path}")
@@ -88,7 +91,17 @@ def copy_volume(path: Path, place: Path) -> Grid:
             f"image {path} holds several channels; allowed is one file a channel. Part it, for "
             f"example with medvae3d data import."
         )
-    write_stored(place, stored.reshape(grid.shape, order="F"), grid, header)
+    return stored.reshape(grid.shape, order="F"), header, grid
+
+
+def copy_volume(path: Path, place: Path) -> Grid:
+    """Writes a volume with the voxels as they are stored; returns where they lie.
+
+    Raises:
+        DataListError: If it holds several channels.
+    """
+    stored, header, grid = read_channel(path)
+    write_stored(place, stored, grid, header)
     return grid
 
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medvae3d.data.nifti import grid_of, read_stored, scaling
+from medvae3d.apps.export_cases import read_channel
+from medvae3d.data.nifti import scaling
 from medvae3d.data.volumes import require_usable
-from medvae3d.errors import DataListError, GridError, SettingError
+from medvae3d.errors import GridError, SettingError
 from medvae3d.geometry import Grid
 
 if TYPE_CHECKING:
@@ -44,15 +45,8 @@ class StoredVolume:
             GridError: If its axes are not at right angles.
             IntensityError: If it holds NaN or infinities.
         """
-        stored, header = read_stored(path, f"image {path}")
-        grid = grid_of(header, f"image {path}")
-        if stored.size != np.prod(grid.shape):
-            raise DataListError(
-                f"image {path} holds several channels; allowed is one file a channel. Part it, for "
-                f"example with medvae3d data import."
-            )
+        stored, header, grid = read_channel(path)
         _require_right_angles(grid, path)
-        stored = stored.reshape(grid.shape, order="F")
         slope, intercept = scaling(header)
         low, high = stored.min(), stored.max()
         for dtype in (np.int16, np.uint16):
