@@ -118,10 +118,14 @@ def _listed(content: Mapping[str, Any], path: Path, names: Sequence[str]) -> tup
     cases = []
     for case, entry in found.items():
         where = f"{path}: {case} of dataset"
-        files = entry.get("images") if isinstance(entry, dict) else None
-        label = entry.get("label") if isinstance(entry, dict) else None
-        is_list = isinstance(files, list) and all(isinstance(file, str) for file in files)
-        if not is_list or len(files) != len(names) or not isinstance(label, str):
+        told = entry if isinstance(entry, dict) else {}
+        files, label = told.get("images"), told.get("label")
+        if (
+            not isinstance(files, list)
+            or not isinstance(label, str)
+            or not all(isinstance(file, str) for file in files)
+            or len(files) != len(names)
+        ):
             raise DataListError(
                 f"{where} has images {files!r} and label {label!r}; allowed are one file for each "
                 f"of the channels {some(names)}, in order, and one label. Correct it there."
