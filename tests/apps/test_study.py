@@ -195,7 +195,7 @@ def test_a_generator_that_has_seen_more_is_refused(refused, cases, generator, na
         (("--arms", "magic"), "--arms has 'magic'"),
         (("--arms", "synthetic:other"), "--arms has 'synthetic:other'"),
         (("--filter", "looks"), "--filter is 'looks'"),
-        (("--real-share", "2"), "--real-share is 2"),
+        (("--real-share", "2"), "--real-share is '2'"),
         (("--synthetic-until", "0"), "--synthetic-until is 0"),
         (("--bundle", "vae=other"), "each name once"),
         (("--fit", "huge"), "has no recipe 'huge'"),
