@@ -68,7 +68,9 @@ def export(
         DataListError: If a case lacks a channel.
     """
     if format not in FORMATS:
-        raise SettingError(f"--format is {format!r}; allowed are {', '.join(FORMATS)}.")
+        raise SettingError(
+            f"--format is {format!r}; allowed are {', '.join(FORMATS)}. Name one of them."
+        )
     names = tuple(channels or channel_names(datalist.info))
     require_all_channels(datalist, f"--format {format}")
     for case in datalist:
