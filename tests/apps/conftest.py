@@ -219,3 +219,9 @@ def weights(cli, trainable, cases, tmp_path_factory):
     out = tmp_path_factory.mktemp("undisturbed") / "run"
     assert cli(*train(trainable, cases, out)).code == 0
     return weights_of(out)
+
+
+@pytest.fixture
+def shelf(bundles, monkeypatch):
+    """The small bundles in place of the shipped ones."""
+    monkeypatch.setattr("medvae3d.apps.catalogue.SHIPPED", (bundles,))
