@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medvae3d.errors import SettingError
+from medvae3d.numerics import standard_normal
 
 Padding = Literal["fill", "border"]
 
@@ -131,9 +132,9 @@ class RandomPose:
         matrix, shift = self._draw_matrix(count, generator)
         matrix = matrix * torch.where(flips, -1.0, 1.0)[:, None, :]
         shape = given.shape[2:]
-        where = _grid(matrix, shift, shape).to(given.device)
+        where = _grid(matrix.to(given.device), shift.to(given.device), shape)
         if self.elastic:
-            where = where + self._draw_elastic(count, shape, generator).to(given.device)
+            where = where + self._draw_elastic(count, shape, generator, given.device)
         return self._read(image, mask, where, values)
 
     def _draw_matrix(self, count: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
@@ -162,14 +163,15 @@ class RandomPose:
         return matrix * size[None, None, :] / size[None, :, None], shift * moved
 
     def _draw_elastic(
-        self, count: int, shape: Sequence[int], generator: torch.Generator | None
+        self,
+        count: int,
+        shape: Sequence[int],
+        generator: torch.Generator | None,
+        device: torch.device,
     ) -> Tensor:
         """A smooth field in normalised coordinates, ``(B, I, J, K, 3)``."""
-        device = generator.device if generator is not None else "cpu"
-        moved = _uniform((count, 1, 1, 1, 1), 0, 1, generator) < self.probability
-        knots = torch.randn(
-            (count, 3, *(self.elastic_grid,) * 3), generator=generator, device=device
-        )
+        moved = (_uniform((count, 1, 1, 1, 1), 0, 1, generator) < self.probability).to(device)
+        knots = standard_normal((count, 3, *(self.elastic_grid,) * 3), generator, device=device)
         # Linear interpolation alone would leave creases at the knots.
         knots = F.interpolate(knots, scale_factor=2, mode="trilinear", align_corners=True)
         knots = F.avg_pool3d(F.pad(knots, (1,) * 6, mode="replicate"), 3, stride=1)
@@ -217,7 +219,7 @@ def _rotation(angles: Tensor) -> Tensor:
 
 def _grid(matrix: Tensor, shift: Tensor, shape: Sequence[int]) -> Tensor:
     """Where to read, as grid_sample has it: in half volumes, last axis first."""
-    half = torch.tensor([n / 2 for n in shape])
+    half = torch.tensor([n / 2 for n in shape], device=matrix.device)
     theta = torch.cat([matrix * half[None, None, :], shift[:, :, None]], 2) / half[None, :, None]
     theta = torch.cat([theta[:, :, :3].flip(1, 2), theta[:, :, 3:].flip(1)], 2)
     return F.affine_grid(theta, [len(theta), 1, *shape], align_corners=False)
@@ -289,9 +291,7 @@ class RandomIntensity:
         result = share.pow(gamma) if self.gamma else share
         result = gain * result + offset
         if self.noise:
-            device = generator.device if generator is not None else "cpu"
-            speckle = torch.randn(image.shape, generator=generator, device=device)
-            result = result + noise * speckle.to(image.device)
+            result = result + noise * standard_normal(image.shape, generator, device=image.device)
         result = (2 * result - 1).clamp(min=-1)
         return torch.where(changed & (share > 0), result, image)
 

@@ -39,6 +39,8 @@ class StepLoader:
         augmentation: Applied to whole batches; none by default.
         rank: Number of this process; each takes its own part of every global batch.
         world_size: Number of processes.
+        device: Where batches are augmented; where the cases are by default. What is drawn for that
+            comes from the CPU all the same, so that it does not depend on the device.
     """
 
     def __init__(
@@ -50,10 +52,12 @@ class StepLoader:
         augmentation: Augmentation | None = None,
         rank: int = 0,
         world_size: int = 1,
+        device: torch.device | str | None = None,
     ) -> None:
         self.dataset = dataset
         self.batch_size = batch_size
         self.seed = seed
+        self.device = device
         per_epoch = -(-len(dataset) // (batch_size * world_size)) if len(dataset) else 0
         self.epoch_length = per_epoch if epoch_length is None else epoch_length
         self.augmentation = augmentation
@@ -67,8 +71,9 @@ class StepLoader:
     def alone(self) -> StepLoader:
         """The same cases as one process would see them, for fits that all processes must share."""
         return StepLoader(
-            self.dataset, self.batch_size, self.seed, self.epoch_length, self.augmentation
-        )
+            self.dataset, self.batch_size, self.seed, self.epoch_length, self.augmentation,
+            device=self.device,
+        )  # fmt: skip
 
     def start_at(self, step: int) -> None:
         """Makes the next iteration begin with the batch of this step."""
@@ -96,6 +101,7 @@ class StepLoader:
         if self.augmentation is not None:
             seed = derive_seed(self.seed, "augmentation", step, self.rank)
             generator = torch.Generator().manual_seed(seed)
+            batch = to_device(batch, self.device)
             augment(batch, self.augmentation, generator)
         return batch
 
@@ -114,6 +120,7 @@ class PatchStream:
         seed: Seed of the augmentation.
         epoch_length: Steps that one epoch of the trainer counts.
         augmentation: Applied to whole batches; none by default.
+        device: Where batches are augmented; where they are by default.
     """
 
     def __init__(
@@ -122,9 +129,11 @@ class PatchStream:
         seed: int = 0,
         epoch_length: int = 100,
         augmentation: Augmentation | None = None,
+        device: torch.device | str | None = None,
     ) -> None:
         self.patches = patches
         self.seed = seed
+        self.device = device
         self.epoch_length = epoch_length
         self.augmentation = augmentation
         self.first_step = 0
@@ -144,6 +153,7 @@ class PatchStream:
                 batch = {key: plain(value) for key, value in batch.items()}
                 if self.augmentation is not None:
                     generator = derive_generator(self.seed, "patch augmentation", step)
+                    batch = to_device(batch, self.device)
                     augment(batch, self.augmentation, generator)
                 yield batch
                 step += 1
@@ -264,6 +274,18 @@ def _observed(item: Mapping[str, Any], like: Tensor) -> Tensor:
     return torch.ones(1, *like.shape[1:])
 
 
+def to_device(
+    batch: Mapping[str, Any], device: torch.device | str | None, non_blocking: bool = False
+) -> dict[str, Any]:
+    """The batch with its tensors on a device; where they are, if none is given."""
+    if device is None:
+        return dict(batch)
+    return {
+        key: value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
+        for key, value in batch.items()
+    }
+
+
 def plain(value: Any) -> Any:
     """A tensor without metadata; anything else as it is."""
     return value.as_tensor() if hasattr(value, "as_tensor") else value
@@ -284,13 +306,11 @@ class BatchPreparation:
     def __call__(
         self, batch: Mapping[str, Any], device: torch.device | str, non_blocking: bool = False
     ) -> dict[str, Any]:
-        moved: dict[str, Any] = {
+        parts = {
             key: self(value, device, non_blocking) if isinstance(value, Mapping) else value
             for key, value in batch.items()
         }
-        for key, value in moved.items():
-            if isinstance(value, Tensor):
-                moved[key] = value.to(device, non_blocking=non_blocking)
+        moved = to_device(parts, device, non_blocking)
         if self.statistics.names and "mask" in moved:
             values = self.attributes(moved["mask"], moved)
             moved["attributes"] = self.statistics.standardise(values)

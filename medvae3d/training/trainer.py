@@ -76,6 +76,9 @@ class PlayerTrainer(HeldFolders, Trainer):  # type: ignore[misc]
             partial(torch.autocast, device.type, dtype=dtype) if dtype else contextlib.nullcontext
         )
         self.grad_scaler = torch.amp.GradScaler(device.type) if dtype is torch.float16 else None
+        # Before any handler: a state that is restored goes where the weights are.
+        for player in self.players:
+            player.network.to(device)
         super().__init__(
             device=device,
             max_epochs=max_epochs,
@@ -96,7 +99,7 @@ class PlayerTrainer(HeldFolders, Trainer):  # type: ignore[misc]
         if hasattr(self.data_loader, "start_at"):
             self.data_loader.start_at(self.state.iteration)
         for player in self.players:
-            channels_last(player.network.to(self.state.device))
+            channels_last(player.network)
             _share_from_first(player.network)
 
     def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> dict[str, Any]:
