@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from medvae3d.data.attributes import CLASS
-from medvae3d.data.datalists import DataList, require_all_channels, require_class
+from medvae3d.data.datalists import DataList, require_class
 from medvae3d.data.integrity import CaseReport, Finding, IntegrityReport, check
 from medvae3d.data.intensity import intensity_from_config
 from medvae3d.errors import DataListError, IntensityError, UnreadableFileError
@@ -63,8 +63,6 @@ def require_trainable(
             f"{datalist.path} has masks alone under 'training'; at least one case with an image is "
             f"needed. Add one."
         )
-    if "patch_loader" in json.dumps(settings.get("train", {})):
-        require_all_channels(cases, "training on patches")
     if report is None:
         report = check(datalist, values=list(settings["labels"].values()))
     require_clean(report)

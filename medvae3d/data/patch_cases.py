@@ -17,8 +17,9 @@ import torchio as tio
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from medvae3d.data.datalists import Case, require_all_channels
+from medvae3d.data.datalists import MISSING, Case
 from medvae3d.data.intensity import IntensityChannels
+from medvae3d.data.preparation import with_blanks
 from medvae3d.data.sampling import LesionSampler, places_of
 from medvae3d.data.stamps import require_unchanged, stamps_of
 from medvae3d.data.transforms import missing_channels, require_values
@@ -43,20 +44,23 @@ def load_case(
 ) -> dict[str, Any]:
     """Reads one case: ``image`` (C, I, J, K) or ``None``, ``mask`` (1, I, J, K), ``case``.
 
+    Numbers of the channels that it lacks are in ``missing_channels``; these are blank in the image.
+
     Args:
         case: A :class:`Case`, or a dictionary whose ``image`` and ``label`` (or ``mask``) are
-            files, lists of one file a channel, or tensors.
+            files, lists of one file a channel, or tensors. ``None`` in the place of a file is a
+            channel that the case lacks; so are those named by an entry ``missing_channels``, or by
+            the meta data of a prepared image.
         intensities: Brings the image from native units to network values.
         values: Label values the mask may hold.
 
     Raises:
         GridMismatchError: If channels and mask do not lie voxel on voxel.
         LabelError: If there is no mask, or it holds other values.
-        DataListError: If the case lacks a channel.
+        DataListError: If the case has none of its channels.
     """
     if isinstance(case, Case):
-        require_all_channels([case], "a patch")
-        entry: dict[str, Any] = {"image": list(case.image), "label": case.label, "case": case.name}
+        entry: dict[str, Any] = {"image": [*case.channels], "label": case.label, "case": case.name}
         entry |= {k: v for k, v in case.extra.items() if k == "weights"}
     else:
         entry = dict(case)
@@ -67,15 +71,11 @@ def load_case(
     mask, mask_grid = _read(label, f"label of {name}", is_mask=True)
     if values is not None:
         require_values(mask, (0, *values), what=f"mask of {name}")
-    found: dict[str, Any] = {"case": name, "mask": mask, "image": None}
-    image = entry.get("image")
-    if missing_channels(image):
-        raise DataListError(
-            f"case {name} lacks a channel, and patches need all of them. Leave the case out, or "
-            f"have its channels made with `medvae3d impute`."
-        )
+    found: dict[str, Any] = {"case": name, "mask": mask, "image": None, MISSING: ()}
+    image, missing = entry.get("image"), lacking(entry)
     if image is not None and (isinstance(image, (Tensor, np.ndarray)) or len(image)):
-        voxels, image_grid = _read(image, f"image of {name}", is_mask=False)
+        _require_any(name, image, missing)
+        voxels, image_grid = _read(image, f"image of {name}", is_mask=False, missing=missing)
         if voxels.shape[1:] != mask.shape[1:]:
             raise GridError(
                 f"case {name}: image has {tuple(voxels.shape[1:])} voxels, mask "
@@ -83,10 +83,39 @@ def load_case(
             )
         if image_grid is not None and mask_grid is not None:
             image_grid.require_same(mask_grid, this=f"image of {name}", that=f"label of {name}")
-        found["image"] = voxels if intensities is None else intensities.normalize(voxels)
+        if intensities is not None:
+            voxels = intensities.normalize_with(voxels, missing=missing)[0]
+        found |= {"image": voxels, MISSING: missing}
     if entry.get("weights") is not None:
         found["weights"] = _read(entry["weights"], f"weights of {name}", is_mask=False)[0]
     return found
+
+
+def lacking(case: CaseLike) -> tuple[int, ...]:
+    """Numbers of the channels that a case lacks, as :func:`load_case` finds them."""
+    if isinstance(case, Case):
+        return case.missing
+    image = case.get("image")
+    named = {int(channel) for channel in case.get(MISSING, ())}
+    if isinstance(image, (Tensor, np.ndarray)):
+        # A model may read fewer channels than the list has.
+        return tuple(sorted({c for c in named if c < len(image)} | {*missing_channels(image)}))
+    files = image if isinstance(image, (list, tuple)) else ()
+    blank = tuple(channel for channel, file in enumerate(files) if file is None)
+    return blank or (tuple(sorted(named)) if image else ())
+
+
+def _require_any(name: str, image: Any, missing: Sequence[int]) -> None:
+    """Refuses a case without any of its channels."""
+    if isinstance(image, (Tensor, np.ndarray)):
+        is_empty = len(missing) == len(image)
+    else:
+        is_empty = not isinstance(image, (str, os.PathLike)) and not any(image)
+    if is_empty:
+        raise DataListError(
+            f"case {name} has none of its {len(missing)} channels. Leave the case out, give it one "
+            f"of them, or leave its image out if it is a mask alone."
+        )
 
 
 def _name(entry: Mapping[str, Any], label: Any) -> str:
@@ -96,7 +125,7 @@ def _name(entry: Mapping[str, Any], label: Any) -> str:
     return Path(label).name.split(".")[0] if isinstance(label, (str, os.PathLike)) else "unnamed"
 
 
-def _read(source: Any, what: str, is_mask: bool) -> tuple[Tensor, Any]:
+def _read(source: Any, what: str, is_mask: bool, missing: Sequence[int] = ()) -> tuple[Tensor, Any]:
     if isinstance(source, (Tensor, np.ndarray)):
         voxels = torch.as_tensor(source).as_subclass(Tensor)
         return (voxels if voxels.ndim == 4 else voxels[None]), None
@@ -104,11 +133,14 @@ def _read(source: Any, what: str, is_mask: bool) -> tuple[Tensor, Any]:
         volume = read_mask(source, what=what)
         return torch.from_numpy(volume.array)[None], volume.grid
     files = [source] if isinstance(source, (str, os.PathLike)) else list(source)
-    volumes = [read_volume(file, what=what, channels=len(files) == 1) for file in files]
+    files = [file for file in files if file is not None]
+    is_alone = len(files) == 1 and not missing
+    volumes = [read_volume(file, what=what, channels=is_alone) for file in files]
     for volume in volumes[1:]:
         volumes[0].grid.require_same(volume.grid, this=str(files[0]), that=str(volume.path))
     arrays = [v.array if v.array.ndim == 4 else v.array[None] for v in volumes]
-    return torch.from_numpy(np.concatenate(arrays)).float(), volumes[0].grid
+    voxels = torch.from_numpy(np.concatenate(arrays)).float()
+    return with_blanks(voxels, missing) if missing else voxels, volumes[0].grid
 
 
 class CasePatches(Dataset[dict[str, Any]]):
@@ -126,6 +158,7 @@ class CasePatches(Dataset[dict[str, Any]]):
     ) -> None:
         self.cases, self.load, self.sampler = cases, load, sampler
         self.stamps = [stamps_of(case) for case in cases]
+        self.lacks_channels = any(lacking(case) for case in cases)
         self.samples_per_case, self.seed, self.channels = samples_per_case, seed, channels
         self.cache_bytes = cache_bytes
         self.cache: dict[int, tio.Subject] = {}
@@ -166,11 +199,14 @@ class CasePatches(Dataset[dict[str, Any]]):
                 f"case the same channels in the same order."
             )
         tensors = {"mask": mask}
+        missing: tuple[int, ...] = ()
         if image is not None:
+            missing = tuple(c for c in loaded.get(MISSING, ()) if c < len(image))
+            _require_any(name, image, missing)
             tensors["image"] = image.float()
         if "weights" in loaded:
             tensors["weights"] = loaded["weights"].float()
-        facts: dict[str, Any] = {"case": name, "channels": channels}
+        facts: dict[str, Any] = {"case": name, "channels": channels, MISSING: missing}
         places = places_of(mask)
         subject = _subject(tensors, **facts, places=places)
         size = sum(tensor.nbytes for tensor in tensors.values())
@@ -215,4 +251,6 @@ class LoadCase:
 
     def __call__(self, case: CaseLike) -> dict[str, Any]:
         loaded = load_case(case, self.intensities, self.values)
-        return loaded if self.prepare is None else self.prepare(loaded)
+        if self.prepare is None:
+            return loaded
+        return {MISSING: loaded[MISSING], **self.prepare(loaded)}

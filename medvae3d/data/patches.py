@@ -211,7 +211,8 @@ class PatchLoader:
         voxels = math.prod(patches.sampler.patch_shape)
         ahead = self.queue.max_length + self.prefetch_batches * self.batch_size
         cached = patches.cache_bytes * max(1, self.queue.num_workers)
-        return int(ahead * voxels * (4 * channels + 2) + cached)
+        rows = channels if patches.lacks_channels else 1
+        return int(ahead * voxels * (4 * channels + rows + 1) + cached)
 
     def _position(self) -> tuple[int, int]:
         at_end = self.start_batch >= len(self)
@@ -256,9 +257,12 @@ def _caught(batches: Batches) -> Batches:
 
 def _join(patches: Sequence[Mapping[str, Any]]) -> Batch:
     batch: Batch = {"case": [patch["case"] for patch in patches]}
-    for key in ("image", "mask", "valid", "location"):
+    for key in ("image", "mask", "location"):
         batch[key] = torch.stack([patch[key] for patch in patches])
-    batch["valid"] = batch["valid"].float()
+    # One row for all channels, or as many as there are beside a case that lacks some of them.
+    seen = [patch["valid"] for patch in patches]
+    rows = max(map(len, seen))
+    batch["valid"] = torch.stack([each.expand(rows, *each.shape[1:]) for each in seen]).float()
     return batch
 
 
@@ -293,7 +297,8 @@ def patch_loader(
 
     Each batch is a dictionary: ``image`` (B, C, I, J, K) float32, ``mask`` (B, 1, I, J, K),
     ``valid`` (B, 1, I, J, K) float32, 1 where the image was observed, ``location`` (B, 6) and
-    ``case``, a list of names. A case without image gives zeros that are nowhere valid.
+    ``case``, a list of names. A case without image gives zeros that are nowhere valid. In a batch
+    with a case that lacks a channel, ``valid`` is (B, C, I, J, K), and that channel is ``fill``.
 
     Args:
         cases: What to read; see :func:`~medvae3d.data.patch_cases.load_case`.
@@ -310,6 +315,7 @@ def patch_loader(
         intensities: Brings images to network values.
         values: Label values besides 0 that masks may hold.
         prepare: Changes a loaded case once, before it is kept in memory: spacing, crop, channels.
+            Where it gives channels other numbers, those in ``missing_channels`` as well.
         channels: Channels of images; found out if not given.
         fill: Intensity outside of a volume.
         pad: Whether volumes smaller than the patch are filled up, or refused.
@@ -324,7 +330,7 @@ def patch_loader(
 
     Raises:
         SettingError: If a number does not make sense.
-        DataListError: If there is no case.
+        DataListError: If there is no case; while iterating, if a case has none of its channels.
     """
     if not len(cases):
         raise DataListError("no case to take patches from; the data list or its split is empty.")

@@ -17,6 +17,7 @@ from monai.transforms import (
     Orientationd,
     Transform,
 )
+from torch import Tensor
 
 from medvae3d.data.datalists import MISSING, VOLUME_SUFFIXES, as_monai, read_datalist
 from medvae3d.data.transforms import (
@@ -121,15 +122,27 @@ class MissingChannelsd(MapTransform):
             return changed
         for key in self.key_iterator(changed):
             image = changed[key]
-            given = image.as_tensor()
-            whole = given.new_zeros(len(given) + len(missing), *given.shape[1:])
-            whole[[i for i in range(len(whole)) if i not in missing]] = given
             changed[key] = MetaTensor(
-                whole,
+                with_blanks(image.as_tensor(), missing),
                 meta={**image.meta, MISSING: missing},
                 applied_operations=image.applied_operations,
             )
         return changed
+
+
+def with_blanks(given: Tensor, missing: Sequence[int]) -> Tensor:
+    """Puts channels of zeros where there are none.
+
+    Args:
+        given: The channels that there are, :math:`(C', I, J, K)`.
+        missing: Numbers of the others among all :math:`C`.
+
+    Shape:
+        - output: :math:`(C, I, J, K)`
+    """
+    whole = given.new_zeros(len(given) + len(missing), *given.shape[1:])
+    whole[[i for i in range(len(whole)) if i not in missing]] = given
+    return whole
 
 
 class FirstChannelsd(MapTransform):

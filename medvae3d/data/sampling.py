@@ -20,6 +20,7 @@ import torchio as tio
 from numpy.typing import NDArray
 from torch import Tensor
 
+from medvae3d.data.datalists import MISSING
 from medvae3d.errors import DataListError, GridError, LabelError, SettingError
 
 Sampling = Literal["label", "weights", "uniform"]
@@ -105,17 +106,21 @@ class LesionSampler(tio.data.PatchSampler):
             ``image`` (count, C, ...) float32, ``mask`` (count, 1, ...), ``valid`` (count, 1, ...)
             uint8, 1 where a voxel of the image was observed, and ``location`` (count, 6): first
             voxel and last plus one in the case's own voxels, below 0 where it was filled up.
+            ``valid`` is (count, C, ...) where the subject says that it lacks channels, by their
+            numbers in ``missing_channels``; these are ``fill`` throughout and nowhere valid.
         """
         mask = subject["mask"].data
         image = subject["image"].data if "image" in subject else None
         channels = len(image) if image is not None else int(subject.get("channels", 1))
+        missing = list(subject.get(MISSING, ()))
         shape = (count, 1, *self.patch_shape)
+        rows = channels if missing else 1
         found: dict[str, Any] = {
             "image": torch.full((count, channels, *self.patch_shape), self.fill)
             if image is not None
             else torch.zeros(count, channels, *self.patch_shape),
             "mask": torch.zeros(shape, dtype=mask.dtype),
-            "valid": torch.zeros(shape, dtype=torch.uint8),
+            "valid": torch.zeros(count, rows, *self.patch_shape, dtype=torch.uint8),
         }
         starts = self.starts(subject, count)
         for patch, start in enumerate(starts):
@@ -124,6 +129,8 @@ class LesionSampler(tio.data.PatchSampler):
             if image is not None:
                 found["image"][(patch, slice(None), *target)] = image[(slice(None), *source)]
                 found["valid"][(patch, slice(None), *target)] = 1
+        if missing:
+            found["image"][:, missing], found["valid"][:, missing] = self.fill, 0
         ends = starts + np.array(self.patch_shape)
         found["location"] = torch.from_numpy(np.concatenate([starts, ends], axis=1))
         return found

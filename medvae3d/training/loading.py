@@ -15,6 +15,7 @@ from torch import Tensor
 
 from medvae3d.data.datalists import require_class
 from medvae3d.data.preparation import FILL
+from medvae3d.data.transforms import missing_channels
 from medvae3d.models.statistics import TrainingStatistics
 from medvae3d.seeding import derive_generator, derive_seed
 
@@ -271,7 +272,10 @@ def _observed(item: Mapping[str, Any], like: Tensor) -> Tensor:
         return torch.zeros(1, *like.shape[1:])
     if "valid" in item:
         return torch.as_tensor(item["valid"]).float()
-    return torch.ones(1, *like.shape[1:])
+    missing = list(missing_channels(item["image"]))
+    seen = torch.ones(len(item["image"]) if missing else 1, *like.shape[1:])
+    seen[missing] = 0
+    return seen
 
 
 def to_device(

@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import tiny_bundles as tiny
 import torch
 from PIL import Image
 
@@ -385,3 +386,33 @@ def test_both_stages_are_trained_and_resumed(cli, cases, tmp_path, name, stop_af
     found = weights(tmp_path / "whole")
     assert {key.partition(".")[0] for key in found} >= {"shape", "texture"}
     assert same(found, weights(tmp_path / "parts"))
+
+
+@pytest.mark.slow
+def test_patches_of_cases_that_lack_channels_are_trained_on_and_resumed(
+    cli, cases, tmp_path, stop_after, monkeypatch
+):
+    name = "brain_mri_ms_pavae"
+    folder = shutil.copytree(cases.parent, tmp_path / "data")
+    content = json.loads((folder / "datalist.json").read_text())
+    content["training"][0]["image"][1] = content["training"][1]["image"][0] = None
+    content["validation"][0]["image"][0] = None
+    (folder / "datalist.json").write_text(json.dumps(content))
+    words = ("train", REPOSITORY / "bundles" / name, "--datalist", folder / "datalist.json")
+    channels = json.dumps(tiny.CHANNELS)
+    settings = [*SHORT, *BOTH_STAGES[name], "epoch_length=2", "prior_passes=1",
+                "train#patches#patches#samples_per_case=4",
+                "validate#dataloader#loaders#patches#patches#samples_per_case=8",
+                f"channels={channels}"]  # fmt: skip
+    whole = cli(*words, "--out", tmp_path / "whole", *settings)
+    assert whole.code == 0, whole.error
+    (row,) = (tmp_path / "whole" / "eval" / "validation.jsonl").read_text().splitlines()
+    assert 0 < json.loads(row)["texture/nmse"] < 10
+    stop_after(1)
+    assert cli(*words, "--out", tmp_path / "parts", *settings).code == 130
+    monkeypatch.undo()
+    assert cli(*words, "--out", tmp_path / "parts", "--resume").code == 0
+    found = weights(tmp_path / "whole")
+    assert same(found, weights(tmp_path / "parts"))
+    assert found["statistics.image_high"].tolist() == [10.0, 300.0]
+    assert all(value.isfinite().all() for value in found.values())

@@ -21,8 +21,8 @@ from medvae3d.data.datalists import DataList, as_monai, read_datalist, write_dat
 from medvae3d.data.forms import read_form
 from medvae3d.data.importing.writing import import_dataset
 from medvae3d.data.integrity import check
-from medvae3d.data.patch_cases import load_case
-from medvae3d.data.preparation import case_transforms, read_items
+from medvae3d.data.patches import patch_loader
+from medvae3d.data.preparation import case_transforms, imaged, read_items
 from medvae3d.data.transforms import PARAMS_KEY, missing_channels
 from medvae3d.errors import DataListError, IntensityError
 from medvae3d.evaluation.cases import whole_cases
@@ -166,10 +166,17 @@ def test_a_channel_that_no_case_has_is_refused(phantom_list, gaps):
         require_trainable(read_datalist(gaps), settings_of(1))
 
 
-def test_patches_are_refused_before_training(gaps):
+def test_training_on_patches_takes_them_too(gaps):
     patches = {"_target_": "medvae3d.data.patches.patch_loader"}
-    with pytest.raises(DataListError, match="training on patches needs every channel"):
-        require_trainable(read_datalist(gaps), {**settings_of(), "train": {"patches": patches}})
+    settings = {**settings_of(), "train": {"patches": patches}}
+    assert require_trainable(read_datalist(gaps), settings) == []
+    cases = imaged(prepared(gaps))
+    loader = patch_loader(cases, patch_shape=(8, 8, 8), batch_size=3, seed=1, samples_per_case=1)
+    (batch,) = loader
+    loader.close()
+    seen = batch["valid"].flatten(2).amax(2)
+    found = dict(zip(batch["case"], seen.tolist(), strict=True))
+    assert found == {"phantom_0000": [1, 0], "phantom_0001": [1, 1], "phantom_0002": [0, 1]}
 
 
 def test_null_survives_an_import_and_an_alignment(gaps, tmp_path):
@@ -183,7 +190,7 @@ def test_null_survives_an_import_and_an_alignment(gaps, tmp_path):
     assert read_datalist(imported).cases[2].image[0].name == "phantom_0002_t1.nii.gz"
 
 
-@pytest.mark.parametrize("name", ["report", "study", "export", "torchio", "monai", "patch"])
+@pytest.mark.parametrize("name", ["report", "study", "export", "torchio", "monai"])
 def test_what_needs_every_channel_names_the_case_and_the_way_out(name, gaps, tmp_path):
     listed = read_datalist(gaps)
     asked = {
@@ -192,7 +199,6 @@ def test_what_needs_every_channel_names_the_case_and_the_way_out(name, gaps, tmp
         "export": lambda: export(listed, tmp_path / "out", "nnunet"),
         "torchio": lambda: list_as_dataset(listed, kind="torchio"),
         "monai": lambda: as_monai(listed),
-        "patch": lambda: load_case(listed.cases[0]),
     }
     with pytest.raises(DataListError, match=r"phantom_0000, whose channel 1 .* `medvae3d impute`"):
         asked[name]()
@@ -202,6 +208,3 @@ def test_what_needs_every_channel_names_the_case_and_the_way_out(name, gaps, tmp
 def test_prepared_cases_are_refused_as_well(gaps):
     with pytest.raises(DataListError, match="2 of 3 cases lack a channel, such as phantom_0000"):
         whole_cases(prepared(gaps))
-    (case, *_) = prepared(gaps)
-    with pytest.raises(DataListError, match="phantom_0000 lacks a channel, and patches need all"):
-        load_case(case)

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from monai.data import MetaTensor
 from torch import Tensor, nn
 
 from medvae3d.data.augmentation import Augmentation, RandomIntensity, RandomPose
+from medvae3d.data.datalists import MISSING
+from medvae3d.data.patches import patch_loader
 from medvae3d.models.grain import Grain
 from medvae3d.models.latent import LatentModel
 from medvae3d.models.statistics import TrainingStatistics
 from medvae3d.models.zoo import cvae_fill, cvae_multiscale, hvae, pavae, rhvae, vae, vqvae
+from medvae3d.networks.discriminators import PatchDiscriminator
 from medvae3d.objectives.codes import code_objective
 from medvae3d.objectives.compositions import joint_objective, texture_objective
 from medvae3d.objectives.conditional import fill_objective, multiscale_objective
 from medvae3d.objectives.introspective import SoftIntrospection, introspect
 from medvae3d.objectives.terms import Objective
 from medvae3d.training.fitting import LocationFitter
-from medvae3d.training.loading import augment, collate
-from medvae3d.training.players import with_image
+from medvae3d.training.loading import PatchStream, augment, collate
+from medvae3d.training.players import (
+    DiscriminatorPlayer,
+    ModelPlayer,
+    Player,
+    Turn,
+    with_image,
+)
 from medvae3d.training.validation import squared_error
 
 SHAPE = (8, 8, 8)
@@ -182,6 +194,107 @@ def test_cases_of_all_sorts_share_a_batch() -> None:
     assert not batch["valid"][1, :, :2].any() and batch["valid"][1, :, 2:].all()
     assert collate(items()[:2])["valid"].shape == (2, 1, *SHAPE)
     assert "valid" not in collate(items()[:1])
+
+
+def test_prepared_cases_of_their_own_size_say_it_by_their_images() -> None:
+    """Without one shape for all, no map of what was observed is made beside the image."""
+    image = MetaTensor(torch.full((2, *SHAPE), -1.0), meta={MISSING: [1]})
+    label = torch.zeros(1, *SHAPE)
+    batch = collate([{"image": image, "label": label}, {"image": image[:1].expand(2, -1, -1, -1),
+                                                        "label": label}])  # fmt: skip
+    assert batch["valid"].flatten(2).amax(2).tolist() == [[1, 0], [1, 0]]
+    assert batch["valid"][:, 0].all()
+
+
+class Patches:
+    """Patches whose missing channels hold what is planted there, as a loader of them."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def __len__(self) -> int:
+        return 1
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        pass
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        cases = []
+        for number, missing in enumerate(([1], [], [0])):
+            image = torch.randn(2, 9, 8, 6, generator=generator(number)).clamp(-1, 1)
+            image[missing] = self.value
+            mask = torch.zeros(1, 9, 8, 6, dtype=torch.uint8)
+            mask[:, 3:6, 2:6, 2:5] = 1
+            meta = {MISSING: missing} if missing else {}
+            cases.append(
+                {"image": MetaTensor(image, meta=meta), "mask": mask, "case": "abc"[number]}
+            )
+        loader = patch_loader(cases, patch_shape=SHAPE, batch_size=3, seed=1, samples_per_case=1)
+        for batch in loader:
+            gone = (batch["valid"].flatten(2).amax(2) == 0)[..., None, None, None]
+            yield {**batch, "image": torch.where(gone, self.value, batch["image"])}
+        loader.close()
+
+
+def stage(seed: int = 0) -> tuple[LatentModel, nn.Module, list[Player]]:
+    torch.manual_seed(seed)
+    model = texture()
+    critic = PatchDiscriminator(3, channels=(4, 8))
+    objective = texture_objective(critic, adversarial_weight=0.5, free_nats=0.1)
+    learner = torch.optim.SGD(model.parameters(), 0.1)
+    judge = torch.optim.SGD(critic.parameters(), 0.1)
+    return (
+        model,
+        critic,
+        [
+            ModelPlayer(model, objective, learner, clip_norm=1.0),
+            DiscriminatorPlayer(critic, judge, clip_norm=1.0),
+        ],
+    )
+
+
+@pytest.mark.parametrize("pose", [None, RandomPose(flip_axes=(0, 1)), RandomPose(rotation_deg=9)])
+def test_what_stands_in_a_missing_channel_of_a_patch_moves_no_weight(pose: Any) -> None:
+    augmentation = None if pose is None else Augmentation(pose, RandomIntensity(gain=0.05))
+    found = []
+    for value in (-1.0, torch.nan, 1e6):
+        batch = next(iter(PatchStream(Patches(value), 3, 1, augmentation)))
+        assert batch["valid"].shape == (3, 2, *SHAPE)
+        if augmentation is None:  # which would put air there
+            stands = batch["image"][batch["valid"].flatten(2).amax(2) == 0]
+            torch.testing.assert_close(stands, torch.full_like(stands, value), equal_nan=True)
+        batch["attributes"] = torch.zeros(3, 7)
+        model, critic, players = stage()
+        turn = Turn(batch, 10, generator())
+        for player in players:
+            player.play(turn, contextlib.nullcontext)
+        with torch.no_grad():
+            score = torch.stack(squared_error(model.eval().trace(batch, generator()), batch))
+        found.append([*model.parameters(), *critic.parameters(), score])
+    before = stage()
+    assert not torch.equal(found[0][0], next(before[0].parameters()))
+    assert not torch.equal(found[0][-2], list(before[1].parameters())[-1])
+    for other in found[1:]:
+        assert all(torch.equal(*pair) for pair in zip(found[0], other, strict=True))
+
+
+def test_no_term_asks_for_a_channel_that_a_patch_lacks() -> None:
+    """Likelihood, error inside of the mask, score and features of what is made there."""
+    batch = next(iter(PatchStream(Patches(torch.nan))))
+    batch["attributes"] = torch.zeros(3, 7)
+    model, critic, _ = stage()
+    objective = texture_objective(critic, free_nats=0.1)
+    trace = model.train().trace(batch, generator())
+    made = trace.heads["image"].mean
+    there = batch["valid"].expand_as(made) > 0
+    for term in objective.terms:
+        if term.name in ("kl", "free_bits"):
+            continue
+        (gradient,) = torch.autograd.grad(term.value(trace, batch).sum(), made, retain_graph=True)
+        assert not gradient[~there].any(), term.name
+        assert gradient[there].any(), term.name
+    share = {"a": 0.375, "b": 0.75, "c": 0.375}  # a quarter of each patch lies outside
+    assert there.float().flatten(1).mean(1).tolist() == [share[case] for case in batch["case"]]
 
 
 def test_the_second_stage_sees_cases_with_an_image_and_which_channels_they_have() -> None:
