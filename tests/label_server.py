@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 STAND_INS = Path(__file__).parent / "label" / "stand_ins"
+DOWNLOAD = ["-m", "monailabel.main", "apps", "--download", "--name", "monaibundle", "--output"]
 REPOSITORY = Path(__file__).parents[1]
 
 
@@ -79,17 +80,22 @@ class Server:
         assert self.process is not None
         return self.process.pid
 
+    @property
+    def words(self) -> list[str]:
+        """What the interpreter is told to start it, but for the port."""
+        words = ["-m", "monailabel.main", "start_server"]
+        words += ["--app", str(self.app), "--studies", str(self.studies)]
+        for key, value in self.conf.items():
+            words += ["--conf", key, value]
+        return [*words, "--host", "127.0.0.1"]
+
     def start(self, seconds: float = 400) -> dict[str, Any]:
         """Starts it and waits for its first answer."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.base = f"http://127.0.0.1:{port}"
-        command = [sys.executable, "-m", "monailabel.main", "start_server"]
-        command += ["--app", str(self.app), "--studies", str(self.studies)]
-        command += ["--host", "127.0.0.1", "--port", str(port)]
-        for key, value in self.conf.items():
-            command += ["--conf", key, value]
+        command = [sys.executable, *self.words, "--port", str(port)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command, cwd=self.app, env=environment(), stdout=log, stderr=subprocess.STDOUT

@@ -1,184 +1,135 @@
-"""The code blocks of README and of the pages: each is run by a test, or has a reason not to be."""
+"""The code blocks of README and of the pages: each is run by a test, or has a reason not to be.
+
+What a page takes for granted, and what makes its commands small, is in `page_given`; tutorials are
+run by ``test_docs.py``, notebooks by ``test_notebooks.py``.
+"""
 
 from __future__ import annotations
 
-import json
+import argparse
+import os
 import re
 import shlex
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Mapping
+from unittest import mock
 
-import numpy as np
 import pytest
+from page_blocks import ALL, PAGES, ROOT, Block, lacking, usages
+from page_given import GIVEN, Given, shelf
+from page_runs import assigned, run_block, run_python
 
-from medvae3d.data.volumes import write_volume
-
-ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted(
-    path.relative_to(ROOT).as_posix()
-    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md"))
-    if not path.relative_to(ROOT)
-    .as_posix()
-    .startswith(("docs/_", "docs/tutorials/", "docs/reference/gallery"))
-)  # tutorials are run by tests/test_docs.py, the gallery by tests/test_gallery.py
-CODE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
-COMMAND = re.compile(r"^(medvae3d|python|torchrun|make|pip|curl|git) ", re.MULTILINE)
-
-# Blocks by page and number, which are run in this order, in one folder and one interpreter.
-RUN = {
-    "README.md": (1, 3, 4),
-    "docs/concepts/patches.md": (0,),
-    "docs/how-to/explore.md": (0, 1),
-    "docs/how-to/export.md": (0, 1),
-    "docs/how-to/formats.md": (
-        "import_dataset([subject]",
-        "samples/dataset.json",
-        "wds",
-        "as_dataset(200",
-        "data align",
-    ),
-    "docs/how-to/generate.md": tuple(range(11)),
-    "docs/how-to/insert.md": tuple(range(5)),
-    "docs/how-to/monai-label.md": ("label-app",),
-    "docs/how-to/on-the-fly.md": (1, 0, 2),  # the third is about the first
-    "docs/how-to/train.md": ("data check",),
-    "docs/reference/commands.md": ("flair.nii.gz",),
+MINUTES = "takes minutes whatever its options, so its own parser alone reads the words"
+PROCESSES = "measures each point in a process of its own; its own parser alone reads the words"
+SERVER = "needs a MONAI Label server: tests/label/test_page.py runs it there"
+MAKE = "is what .ci/run does, or begins with it"
+# Blocks that are not run here, by page and by words of them, and why not.
+NOT_RUN: Mapping[tuple[str, str], str] = {
+    ("CONTRIBUTING.md", "git clone"): MAKE,
+    ("README.md", "make demo"): MAKE,
+    ("docs/how-to/bundles.md", "pytest tests/bundles"): "is a part of the suite itself",
+    ("docs/how-to/monai-label.md", "pip install"): "is what `make test-label` installs",
+    ("docs/how-to/monai-label.md", "apps --download"): SERVER,
+    ("docs/how-to/monai-label.md", "--app my_app"): SERVER,
+    ("docs/how-to/monai-label.md", "curl"): SERVER,
+    ("docs/concepts/patches.md", "patch_queue.py"): PROCESSES,
+    ("docs/concepts/riemannian.md", "learned_metric.py"): MINUTES,
+    ("docs/concepts/zoo.md", "trained_systems.py"): MINUTES,
+    ("docs/reference/figures.md", "throughput.py"): PROCESSES,
+    ("docs/reference/performance.md", "growth.py"): PROCESSES,
+    ("docs/reference/reproducibility.md", "same_samples.py"): PROCESSES,
 }
-EXTRAS = {
-    "docs/how-to/export.md": ("onnx", "onnxruntime", "onnxscript"),
-    "docs/how-to/formats.md": ("highdicom", "webdataset"),
-}
-# What a block needs that is not there when tests run, by what is written in it.
-REASONS = {
-    "placeholders, not a command: what is possible there is read by test_commands_are_understood":
-        r"\b(SOURCE|LIST|DIR|BUNDLE|NAME|WHAT|SYSTEM)\b|\[--|study segmentation \.\.\.",
-    "several GPUs or a cluster": r"torchrun|SBATCH|ray start|sbatch|--ranks|--workers|RAY_",
-    "data of the reader's own; the command is tried on phantoms in tests/apps or tests/studies":
-        r"--(datalist|real) |\bcases\.json|datalist\.json|\$D/|DATA/|my_scans|n=10\.json|"
-        r"data import (scans|hospital)|study classification|classification_study",
-    "an installation of MONAI Label, which tests/label has": r"monailabel|label-app|127\.0\.0\.1",
-    "the bundle in $B; tests/bundles runs these with each": r"^B=|\$B|monai\.bundle\.load",
-    "minutes to hours, as it measures speed or trains": r"tests/benchmarks|study zoo",
-    "what tests are started by themselves": r"^make |pre-commit",
-}  # fmt: skip
 
 
-def code_of(page):
-    """Number, language and text of each block that is code; listings of files are none."""
-    found = CODE.findall((ROOT / page).read_text(encoding="utf-8"))
-    return [
-        (number, language, text)
-        for number, (language, text) in enumerate(found)
-        if language in ("sh", "bash", "console", "python")
-        or (language in ("", "text") and COMMAND.search(text))
-    ]
+def named(block: Block, key: tuple[str, str]) -> bool:
+    return block.page == key[0] and key[1] in block.text
 
 
-def named(key, number, text):
-    return key == number if isinstance(key, int) else key in text
+def kept_back(block: Block) -> bool:
+    return any(named(block, key) for key in NOT_RUN)
 
 
-def is_run(page, number, text):
-    return any(named(key, number, text) for key in RUN.get(page, ()))
+RUN = [block for block in ALL if not block.is_usage and not kept_back(block)]
+READ_BY_PARSER = [
+    block for block in ALL for key, why in NOT_RUN.items()
+    if named(block, key) and why in (MINUTES, PROCESSES)
+]  # fmt: skip
 
 
-def reasons(text):
-    return [why for why, words in REASONS.items() if re.search(words, text, re.MULTILINE)]
+def test_few_blocks_are_not_run():
+    """Nobody adds one in silence: this number has to be changed with it."""
+    assert len(NOT_RUN) == 13
+    for key in NOT_RUN:
+        assert len([block for block in ALL if named(block, key)]) == 1, key
+    assert len(RUN) + len(NOT_RUN) + sum(block.is_usage for block in ALL) == len(ALL)
+
+
+def test_what_is_given_is_of_a_page_with_blocks():
+    assert set(GIVEN) <= {block.page for block in RUN}
+
+
+@pytest.mark.parametrize("block", [b for b in ALL if b.is_usage], ids=str)
+def test_usage_names_what_there_is(block: Block) -> None:
+    found = usages(block.text)
+    assert found
+    assert [(words, lack) for words in found if (lack := lacking(words))] == []
+
+
+def test_a_usage_line_with_an_option_that_is_not_there_is_seen() -> None:
+    (words,) = usages("usage: medvae3d data check LIST [--json OUT]\n    [--sed S]\n")
+    assert lacking(words) == "--sed"
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_each_block_is_run_or_says_why_not(page):
-    for number, _, text in code_of(page):
-        if not is_run(page, number, text):
-            assert reasons(text), (
-                f"block {number} of {page} is neither in RUN of {Path(__file__).name} nor needs "
-                f"anything that its REASONS name:\n{text}"
-            )
+def test_targets_of_make_are_there_and_called_by_ci(page: str) -> None:
+    """All but `make demo`, whose command is run by tests/apps/test_demo.py."""
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    called = re.findall(r"^make ([\w-]+)", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    for block in ALL:
+        for target in re.findall(r"^make ([\w-]+)", block.text, re.MULTILINE):
+            if block.page == page:
+                assert re.search(rf"^{target}:", text, re.MULTILINE), target
+                assert target in (*called, "demo"), target
 
 
-def test_what_is_to_be_run_is_there():
-    for page, keys in RUN.items():
-        blocks = code_of(page)
-        for key in keys:
-            there = [number for number, _, text in blocks if named(key, number, text)]
-            assert len(there) == 1, f"{page}: {key}"
+class Parsed(Exception):
+    """The words have been read."""
 
 
-def test_a_block_without_a_reason_is_seen():
-    assert reasons("medvae3d generate sts_petct_hvae --count 4 --out out\n") == []
-    assert reasons("medvae3d evaluate --real cases.json --synthetic s --out r\n") != []
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("block", READ_BY_PARSER, ids=lambda block: block.page)
+def test_a_benchmark_reads_the_words_of_its_page(block: Block, monkeypatch) -> None:
+    parse = argparse.ArgumentParser.parse_args
 
+    def parse_alone(self, *args, **options):
+        parse(self, *args, **options)
+        raise Parsed
 
-def prepare(page, folder):
-    """What a page takes for granted: the bundles of a checkout, and a few files of the reader."""
-    import medvae3d
-    from medvae3d.synthesis.hosts import phantom_host
-
-    (folder / "bundles").symlink_to(ROOT / "bundles")
-    if page in ("README.md", "docs/reference/commands.md"):
-        bundle = medvae3d.load_bundle("brain_mri_ms_pavae")
-        host = phantom_host(bundle.recipe, 0, 0)
-        nowhere = np.zeros(host.grid.shape, bool)
-        host.write_channel(0, folder / "flair.nii.gz", host.volumes[0].array, nowhere)
-    if page in ("docs/how-to/explore.md", "docs/how-to/train.md"):
-        write_cases(folder, medvae3d.load_bundle("hippocampus_mri_hvae"))
-    if page == "docs/how-to/formats.md":
-        import SimpleITK as sitk
-
-        medvae3d.load_bundle("sts_petct_hvae").write(folder / "samples", 2, seed=1)
-        for name in ("scan", "scan_seg"):
-            voxels = np.zeros((4, 5, 6), np.uint8)
-            voxels[1:3, 1:3, 1:3] = 1
-            sitk.WriteImage(sitk.GetImageFromArray(voxels), str(folder / f"{name}.nrrd"))
-
-
-def write_cases(folder, bundle):
-    """The list of a reader, with cases A and B, samples of a bundle."""
-    entries = []
-    for name, sample in zip("AB", bundle.generate(2, seed=1), strict=True):
-        image = sample.image.numpy()[0]
-        write_volume(folder / f"{name}.nii.gz", image, sample.grid)
-        write_volume(folder / f"{name}_mask.nii.gz", sample.label.numpy()[0], sample.grid)
-        entries.append({"image": f"{name}.nii.gz", "label": f"{name}_mask.nii.gz", "name": name})
-    (folder / "cases.json").write_text(json.dumps({"training": entries}))
-
-
-def run_shell(text, cli):
-    """Runs the lines of a block: our own commands in this process, others in one of their own."""
-    for line in text.replace("\\\n", " ").splitlines():
-        words = shlex.split(line, comments=True)
-        if not words:
-            continue
-        if words[0] == "medvae3d":
-            done = cli(words[1:])
-            assert done.exit_code == 0, f"{line}\n{done.output}\n{done.exception!r}"
-        else:
-            assert words[0] == "python", line
-            call = [sys.executable, *words[1:]]
-            done = subprocess.run(call, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_alone)
+    with mock.patch.dict(os.environ):
+        for line in block.text.splitlines():
+            words = shlex.split(line)
+            assert not assigned(words)
+            with pytest.raises(Parsed):
+                run_python(words)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)  # a minute of processor time at most, more beside other work
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("page", RUN)
+@pytest.mark.parametrize("page", sorted({block.page for block in RUN}))
 def test_blocks_do_what_they_say(page, tmp_path, monkeypatch):
-    from typer.testing import CliRunner
-
-    from medvae3d.apps.cli import app
-
-    for needed in EXTRAS.get(page, ()):
+    given = GIVEN.get(page, Given())
+    for needed in given.needs:
         pytest.importorskip(needed)
-    prepare(page, tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr("medvae3d.apps.catalogue.SHIPPED", (shelf(tmp_path / "bundles"),))
+    given.files(tmp_path)
+    blocks = {block.number: block for block in RUN if block.page == page}
     known = {"__name__": "__main__"}
-    code = code_of(page)
-    for key in RUN[page]:
-        ((number, language, text),) = (each for each in code if named(key, each[0], each[2]))
-        if language == "python":
-            exec(compile(text, f"{page}, block {number}", "exec"), known)
-        else:
-            run_shell(text, lambda words: CliRunner().invoke(app, words))
+    folders = {"D": str(tmp_path), "MEDVAE3D_DATA": str(tmp_path)}
+    with mock.patch.dict(os.environ, folders):
+        for number in given.order or blocks:
+            if number in given.before:
+                given.before[number](tmp_path)
+            run_block(blocks[number], known, given.smaller, given.replaced)

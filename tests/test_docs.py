@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from page_blocks import lacking
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -93,24 +94,6 @@ def mentioned(text: str) -> Iterator[list[str]]:
         words = code.split()
         if words[:1] == ["medvae3d"] and len(words) > 1:
             yield words[1:]
-
-
-def lacking(words: list[str]) -> str:
-    """The first word of a mentioned command that there is not, or nothing."""
-    from medvae3d.apps.cli import app
-
-    command = typer.main.get_command(app)
-    while hasattr(command, "commands") and words and not words[0].startswith("-"):
-        name, *words = words
-        if name in ("...", "COMMAND"):
-            return ""
-        if name not in command.commands:
-            return name
-        command = command.commands[name]
-    options = {flag for each in command.params for flag in (*each.opts, *each.secondary_opts)}
-    options |= {"--help", "-h", "--install-completion", "--show-completion"}
-    asked = [word.strip("[],").partition("=")[0] for word in words if word.startswith(("-", "["))]
-    return next((each for each in asked if each[:2] == "--" and each not in options), "")
 
 
 @pytest.mark.parametrize("page", ["README.md", *(f"docs/{page}" for page in PAGES), *CARDS])

@@ -12,8 +12,8 @@ HEAD = """# Systems
 What `medvae3d list` prints, with papers. Every system makes an image of any number of channels and
 its mask, and is trained with one command:
 
-```sh
-medvae3d train NAME --datalist LIST --out DIR
+```text
+usage: medvae3d train NAME --datalist LIST --out DIR
 ```
 
 `DIR` is a bundle afterwards. This page is written from `medvae3d/models/registry.py`.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from label_server import Server, environment
+from label_server import DOWNLOAD, Server, environment
 from label_studies import write_studies
 from small_bundles import BUNDLES, NAMES, quick_training
 
@@ -31,8 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def stock_app(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The application as it comes, with copies of the shipped bundles that train for 2 steps."""
     folder = tmp_path_factory.mktemp("apps")
-    command = [sys.executable, "-m", "monailabel.main", "apps", "--download"]
-    command += ["--name", "monaibundle", "--output", str(folder)]
+    command = [sys.executable, *DOWNLOAD, str(folder)]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True)
     app = folder / "monaibundle"
     assert (app / "main.py").is_file(), done.stdout + done.stderr
