@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 from page_blocks import ROOT
-from page_runs import NETWORK, SMALLER, STAGES, STEPS, as_fitted, as_options
+from page_runs import NETWORK, SMALLER, STAGES, STEPS, as_fitted, as_options, run_words
 from small_bundles import NAMES
 from small_readers import write_list
 
@@ -80,11 +80,6 @@ def flair(folder: Path) -> None:
     host.write_channel(0, folder / "flair.nii.gz", host.volumes[0].array, nowhere)
 
 
-def made_by(bundle: str, count: int = 2) -> Callable[[Path], object]:
-    """The folder ``synthetic``, as `medvae3d generate` writes it."""
-    return lambda folder: medvae3d.load_bundle(bundle).write(folder / "synthetic", count, seed=1)
-
-
 def phantoms(name: str) -> Callable[[Path], object]:
     """A data list of heads with lesions."""
     from medvae3d.data.phantom import write_phantoms
@@ -102,6 +97,14 @@ def one_scan(folder: Path) -> None:
                             strict=True):  # fmt: skip
         shutil.copyfile(folder / source, folder / f"{name}.nii.gz")
     shutil.copyfile(folder / "tumour.nii.gz", folder / "hole.nii.gz")
+
+
+def my_scans(folder: Path) -> None:
+    """A scan of two channels, as hosts are named."""
+    listed = json.loads((folder / "cases.json").read_text())["training"][0]
+    (folder / "my_scans").mkdir()
+    for number, file in enumerate(listed["image"]):
+        shutil.copyfile(folder / file, folder / "my_scans" / f"a_{number:04d}.nii.gz")
 
 
 def other_formats(folder: Path) -> None:
@@ -138,6 +141,12 @@ def explored(folder: Path) -> None:
     write_list(folder / "cases.json", "hippocampus_mri_hvae", classes=classes)
 
 
+def lists_of_a_study(folder: Path) -> None:
+    """A run of a study that leaves its lists behind."""
+    words = "medvae3d study segmentation --datalist cases.json --bundle hvae=sts_petct_hvae"
+    run_words([*words.split(), *STUDY, "--n", "10", "--arms", "classical", "--out", "study"])
+
+
 def protocol_lists(folder: Path) -> None:
     """A list of the first ten cases, as a study leaves one behind, and the folder of $D."""
     write_list(folder / "lists" / "n=10.json", "hippocampus_mri_hvae", training=10, unseen=0)
@@ -170,13 +179,13 @@ GIVEN: Mapping[str, Given] = {
     ),
     "docs/concepts/scale.md": Given(smaller={"medvae3d generate": ("--count", "2")}),
     "docs/how-to/bundles.md": Given(
-        list_of("cases.json"),
+        together(list_of("cases.json"), my_scans),
         {f"{BUNDLE_RUN} bundles/sts_petct_hvae/configs/train.json": MONAI_STEPS,
          "torchrun": MONAI_STEPS},
     ),
     "docs/how-to/evaluate.md": Given(together(
         list_of("cases.json"), list_of("train.json"), list_of("held_out.json"),
-        made_by("sts_petct_hvae", 4),
+        list_of("synthetic/dataset.json"),
     ), {
         "medvae3d evaluate --real cases.json --synthetic synthetic --out report --filter": (
             "--sections", "agreement", "--viewer-cases", "1",
@@ -203,7 +212,17 @@ GIVEN: Mapping[str, Given] = {
         {"TableForm()": "TableForm(shape=(16, 16, 16))",
          'n=("20", "all")': 'n=("3",), seeds=1, steps=2, generator_steps=2'},
     ),
-    "docs/how-to/study.md": Given(list_of("cases.json", training=10)),
+    "docs/how-to/study.md": Given(
+        list_of("cases.json", training=10),
+        {"medvae3d train": (*STEPS, *NETWORK[1:]),  # in the form of the bundle
+         "medvae3d study segmentation": STUDY,
+         "medvae3d study segmentation --datalist cases.json --bundle hvae=sts_petct_hvae": (
+             *STUDY, *FITTED, "--n", "3", "--ratio", "1", "--workers", "2",
+         )},
+        {'split="validation"':
+             f'split="validation", steps=2, seeds=1, fit_changes={(*STEPS, *NETWORK)}'},
+        before={3: together(without("study"), lists_of_a_study), 4: without("study")},
+    ),
     "docs/how-to/train.md": Given(
         list_of("cases.json"),
         before={
