@@ -215,9 +215,10 @@ GIVEN: Mapping[str, Given] = {
     "docs/how-to/study.md": Given(
         list_of("cases.json", training=10),
         {"medvae3d train": (*STEPS, *NETWORK[1:]),  # in the form of the bundle
-         "medvae3d study segmentation": STUDY,
+         "medvae3d study segmentation": (*STUDY, "--arms", "classical,synthetic"),
          "medvae3d study segmentation --datalist cases.json --bundle hvae=sts_petct_hvae": (
-             *STUDY, *FITTED, "--n", "3", "--ratio", "1", "--workers", "2",
+             *STUDY, *FITTED, "--n", "3", "--ratio", "1",
+             "--workers", "1",  # each imports torch for itself; docs/concepts/scale.md has two
          )},
         {'split="validation"':
              f'split="validation", steps=2, seeds=1, fit_changes={(*STEPS, *NETWORK)}'},
@@ -247,9 +248,8 @@ GIVEN: Mapping[str, Given] = {
     ),
     "docs/reference/performance.md": Given(
         smaller={f"python tests/benchmarks/{script}.py": words.split() for script, words in {
-            "peers": "--only vae --edge 16 --rounds 1",
-            "training_rate": "--rounds 1 --batch 1",
-            "patches_a_second": "--cases 2 --shape 24 24 24 --patch 12 --rounds 1 --step-ms 1",
+            "peers": "--only vae --edge 32 --rounds 1",
+            "patches_a_second": "--cases 2 --shape 40 40 40 --patch 16 --rounds 1 --step-ms 1",
             "decoding": "--only windows --head 48 --window 16",
             "writing": "--rounds 1 --count 1",
             "startup": "--rounds 1",
@@ -260,7 +260,7 @@ GIVEN: Mapping[str, Given] = {
         together(HIPPOCAMPI, BRAINS, protocol_lists),
         {"medvae3d study segmentation": (*STUDY, *FITTED),
          "medvae3d study segmentation --datalist open_ms/datalist.json": (
-             *STUDY, *as_fitted((*STEPS, *STAGES)),
+             *STUDY, *as_fitted((*STEPS, *STAGES, "prior_passes=8")),
          )},
         before={number: without("study") for number in range(1, 5)},
     ),
