@@ -67,7 +67,7 @@ def together(*writers: Callable[[Path], object]) -> Callable[[Path], object]:
 
 def without(name: str) -> Callable[[Path], object]:
     """Removes what a block made to which the next one is an alternative."""
-    return lambda folder: shutil.rmtree(folder / name)
+    return lambda folder: shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def flair(folder: Path) -> None:
@@ -260,7 +260,9 @@ GIVEN: Mapping[str, Given] = {
         together(HIPPOCAMPI, BRAINS, protocol_lists),
         {"medvae3d study segmentation": (*STUDY, *FITTED),
          "medvae3d study segmentation --datalist open_ms/datalist.json": (
-             *STUDY, *as_fitted((*STEPS, *STAGES, "prior_passes=8")),
+             *STUDY, *as_fitted((
+                 *STEPS, *STAGES, "prior_passes=8", "epoch_length=60", "learning_rate=0.01",
+             )),
          )},
         before={number: without("study") for number in range(1, 5)},
     ),
