@@ -42,6 +42,7 @@ class TrainingStep:
         shape: Voxels of a volume; those of the bundle if not given.
         batch_size: Cases; those of the bundle if not given.
         changes: Further settings of ``train.json``, such as ``network_def#num_steps``.
+        precision: Format of the step, see `autocast_dtype`.
 
     Raises:
         BundleError: If the bundle trains more than one model at a time.
@@ -54,6 +55,7 @@ class TrainingStep:
         shape: Sequence[int] | None = None,
         batch_size: int | None = None,
         changes: Mapping[str, Any] | None = None,
+        precision: str = "auto",
     ) -> None:
         parser = parser_of(root / "configs" / "train.json", root)
         parser["device"] = f"$torch.device({str(device)!r})"
@@ -74,7 +76,7 @@ class TrainingStep:
         self.batch = self._batch(count, parser.get_parsed_content("preparation"))
         for player in self.players:
             channels_last(player.network.to(device).train())
-        dtype = autocast_dtype(device, "auto")
+        dtype = autocast_dtype(device, precision)
         self.format = "float32" if dtype is None else str(dtype).removeprefix("torch.")
         self.autocast: Any = (
             contextlib.nullcontext

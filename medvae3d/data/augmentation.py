@@ -239,10 +239,9 @@ def _largest(parts: Tensor, values: Sequence[int], like: Tensor) -> Tensor:
 def _flip(volume: Tensor | None, flips: Tensor) -> Tensor | None:
     if volume is None:
         return None
-    flips = flips.to(volume.device)
     for axis in range(3):
         if flips[:, axis].any():
-            chosen = flips[:, axis].view(-1, 1, 1, 1, 1)
+            chosen = flips[:, axis].to(volume.device).view(-1, 1, 1, 1, 1)
             volume = torch.where(chosen, volume.flip(axis + 2), volume)
     return volume
 

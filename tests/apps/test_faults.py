@@ -75,7 +75,7 @@ def generate(bundles, out, *words, bundle="balls", count=4):
 @pytest.fixture(scope="module")
 def whole(cli, bundles, tmp_path_factory):
     out = tmp_path_factory.mktemp("faults") / "out"
-    assert cli(*generate(bundles, out)).code == 0
+    assert cli(*generate(bundles, out), "--device", "cpu").code == 0  # as in the tests below
     return files(out)
 
 

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from medvae3d.data.augmentation import Augmentation, RandomPose
+from medvae3d.data.augmentation import Augmentation, RandomIntensity, RandomPose
 from medvae3d.errors import BundleError, NonFiniteTermError, SettingError
 from medvae3d.models.zoo import hvae, vae
 from medvae3d.networks.discriminators import PatchDiscriminator
@@ -238,6 +238,27 @@ def test_what_comes_in_from_beyond_the_border_is_not_observed():
     pose = Augmentation(RandomPose(translation=3))
     batch = StepLoader(items, 2, seed=0, augmentation=pose).batch(0)
     assert 0 < batch["valid"].mean() < 0.75
+
+
+@pytest.mark.parametrize(
+    "pose", [RandomPose(flip_axes=(0, 1)), RandomPose((0,), rotation_deg=9, elastic=1.0)]
+)
+def test_batches_are_augmented_on_the_device_that_is_asked_for(pose):
+    """The device without voxels refuses tensors of others, as a GPU does."""
+    items = [dict(case, valid=torch.ones(1, *SHAPE)) for case in cases(2)]
+    items[0]["valid"][:, :2] = 0
+    augmentation = Augmentation(pose, RandomIntensity(gain=0.1, gamma=0.1, noise=0.1), (1,))
+    loader = StepLoader(items, 2, seed=0, augmentation=augmentation, device="meta")
+    for part in (loader, loader.alone()):
+        batch = part.batch(0)
+        assert {batch[key].device.type for key in ("image", "mask", "valid")} == {"meta"}
+
+
+def test_networks_are_on_the_device_before_a_state_is_restored(tmp_path):
+    run = Run(tmp_path)
+    PlayerTrainer("meta", 1, run.loader, run.players, run.preparation, precision="float32")
+    for player in run.players:
+        assert {each.device.type for each in player.network.parameters()} == {"meta"}
 
 
 def test_the_slow_copy_follows():
