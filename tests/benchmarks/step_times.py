@@ -30,7 +30,9 @@ def main() -> None:
     root, device = find_bundle(options.bundle), torch.device(options.device)
     given = read_settings(root)
     phases = (0, given["adversarial_start"], given["flow_start"])
-    print("| format | cases | VAE | and discriminator | and flow | memory |\n|---|---|---|---|---|---|")
+    print(
+        "| format | cases | VAE | and discriminator | and flow | memory |\n|---|---|---|---|---|---|"
+    )
     for name in options.formats.split(","):
         for batch in map(int, options.batches.split(",")):
             if device.type == "cuda":
