@@ -331,16 +331,25 @@ class Augmentation:
     def __call__(
         self, batch: Mapping[str, Any], generator: torch.Generator | None = None
     ) -> dict[str, Any]:
-        """A new batch with ``image`` and ``mask`` changed, where it has them.
+        """A new batch with ``image``, ``mask`` and ``valid`` changed, where it has them.
 
-        ``attributes`` of the mask must be measured again after this: size and shape change.
+        ``valid`` says where the image was observed, 1 or 0 for all or each of its channels. It
+        moves along, and what comes in from beyond the border is not observed. What an image holds
+        where it was not becomes air first: interpolation would otherwise carry it, or a NaN, into
+        its neighbours. ``attributes`` of the mask must be measured again after this: size and
+        shape change.
         """
         changed = dict(batch)
-        image, mask = self.pose(
-            batch.get("image"), batch.get("mask"), generator=generator, values=self.values
-        )
+        image, mask, valid = batch.get("image"), batch.get("mask"), batch.get("valid")
+        channels = 0 if image is None else image.shape[1]
+        if image is not None and valid is not None:
+            image = torch.where(valid > 0, image, self.pose.fill)
+            image = torch.cat([image, 2 * valid.expand(-1, -1, *image.shape[2:]) - 1], dim=1)
+        image, mask = self.pose(image, mask, generator=generator, values=self.values)
         if image is not None:
-            changed["image"] = self.intensity(image, generator)
+            if valid is not None:
+                changed["valid"] = (image[:, channels:] > 0.5).float()
+            changed["image"] = self.intensity(image, generator)[:, :channels]
         if mask is not None:
             changed["mask"] = mask
         return changed

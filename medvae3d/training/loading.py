@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from medvae3d.data.datalists import require_class
-from medvae3d.data.preparation import FILL
 from medvae3d.data.transforms import missing_channels
 from medvae3d.models.statistics import TrainingStatistics
 from medvae3d.seeding import derive_generator, derive_seed
@@ -222,23 +221,9 @@ class CaseLoader:
 
 
 def augment(batch: dict[str, Any], augmentation: Augmentation, generator: torch.Generator) -> None:
-    """Augments image and mask of a batch in place; where the image was observed moves along.
-
-    What an image holds where it was not observed becomes air first: interpolation would otherwise
-    carry it, or a NaN, into its neighbours.
-    """
-    image = batch["image"]
-    valid, channels = batch.get("valid"), image.shape[1]
-    if valid is not None:
-        image = torch.where(valid > 0, image, torch.full_like(image, FILL))
-        # As further channels from -1 to 1: what comes in from beyond the border is not observed.
-        image = torch.cat([image, 2 * valid.expand(-1, -1, *image.shape[2:]) - 1], dim=1)
-    changed = augmentation({"image": image, "mask": batch["mask"]}, generator)
-    image, batch["mask"] = changed["image"], changed["mask"]
-    if valid is not None:
-        image, moved = image[:, :channels], image[:, channels:]
-        batch["valid"] = (moved > 0.5).float()
-    batch["image"] = image
+    """Augments image and mask of a batch in place; where the image was observed moves along."""
+    given = {key: value for key, value in batch.items() if key in ("image", "mask", "valid")}
+    batch.update(augmentation(given, generator))
 
 
 def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

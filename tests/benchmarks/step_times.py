@@ -1,6 +1,6 @@
 """Times and memory of a training step by number format and batch, where one device has them all.
 
-    python tests/benchmarks/step_times.py [--device cuda] [--formats float32,bfloat16] [--batches 2,8]
+    python tests/benchmarks/step_times.py [--device cuda] [--formats float32] [--batches 2,8]
 
 Printed is a table in Markdown: a step at the start of the training, one with the discriminator and
 one with the flow as well, of a bundle of one model.
@@ -30,9 +30,8 @@ def main() -> None:
     root, device = find_bundle(options.bundle), torch.device(options.device)
     given = read_settings(root)
     phases = (0, given["adversarial_start"], given["flow_start"])
-    print(
-        "| format | cases | VAE | and discriminator | and flow | memory |\n|---|---|---|---|---|---|"
-    )
+    columns = ("format", "cases", "VAE", "and discriminator", "and flow", "memory")
+    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     for name in options.formats.split(","):
         for batch in map(int, options.batches.split(",")):
             if device.type == "cuda":

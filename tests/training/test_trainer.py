@@ -240,6 +240,19 @@ def test_what_comes_in_from_beyond_the_border_is_not_observed():
     assert 0 < batch["valid"].mean() < 0.75
 
 
+def test_intensities_change_nothing_of_what_was_observed():
+    items = [dict(case, valid=torch.ones(1, *SHAPE)) for case in cases(4)]
+    for item in items:
+        item["valid"][:, :2] = 0
+    pose = RandomPose(flip_axes=(1,), rotation_deg=9)
+    plain, strong = (
+        StepLoader(items, 4, seed=0, augmentation=Augmentation(pose, intensity)).batch(0)
+        for intensity in (RandomIntensity(), RandomIntensity(gain=0.9, offset=0.5, noise=0.3))
+    )
+    assert torch.equal(plain["valid"], strong["valid"])
+    assert not torch.equal(plain["image"], strong["image"])
+
+
 @pytest.mark.parametrize(
     "pose", [RandomPose(flip_axes=(0, 1)), RandomPose((0,), rotation_deg=9, elastic=1.0)]
 )
