@@ -14,7 +14,28 @@ SQLITE = "sqlite:///"
 EXPERIMENT = "medvae3d"
 
 
-def mlflow_log(uri: str, run: str, every_steps: int = 0) -> MLFlowHandler:
+class MLFlowHandlerWithPictures(MLFlowHandler):  # type: ignore[misc]
+    """MONAI's handler for an evaluator, which logs the pictures of each validation as well.
+
+    Args:
+        pictures: Folder that `SampleGrid` writes into.
+        options: See MONAI's handler.
+    """
+
+    def __init__(self, pictures: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.pictures = Path(pictures)
+
+    def epoch_completed(self, engine: Any) -> None:
+        """Logs the metrics, then what was drawn for them, below ``grids``."""
+        super().epoch_completed(engine)
+        for picture in sorted(self.pictures.glob(f"*_epoch{engine.state.epoch:04d}.png")):
+            self.client.log_artifact(self.cur_run.info.run_id, str(picture), "grids")
+
+
+def mlflow_log(
+    uri: str, run: str, every_steps: int = 0, pictures: str | None = None
+) -> MLFlowHandler:
     """A handler that logs to MLflow: terms of a trainer, or the metrics of an evaluator.
 
     A run that was interrupted goes on in MLflow too: the handlers of trainer and evaluator find
@@ -25,6 +46,7 @@ def mlflow_log(uri: str, run: str, every_steps: int = 0) -> MLFlowHandler:
             variable ``MLFLOW_TRACKING_URI`` comes first.
         run: Folder of the run, whose name it gets.
         every_steps: Steps from one logged step of a trainer to the next; 0 for an evaluator.
+        pictures: Folder of the pictures that an evaluator draws, if they are to be logged.
 
     Raises:
         SettingError: If MLflow is not installed.
@@ -41,12 +63,15 @@ def mlflow_log(uri: str, run: str, every_steps: int = 0) -> MLFlowHandler:
         return step % every_steps == 0
 
     is_trainer = every_steps > 0
-    return MLFlowHandler(
-        tracking_uri=uri,
-        iteration_log=is_logged if is_trainer else False,
-        epoch_log=not is_trainer,
-        output_transform=lambda output: output,
-        experiment_name=EXPERIMENT,
-        run_name=Path(run).resolve().name,
-        close_on_complete=is_trainer,
-    )
+    options: dict[str, Any] = {
+        "tracking_uri": uri,
+        "iteration_log": is_logged if is_trainer else False,
+        "epoch_log": not is_trainer,
+        "output_transform": lambda output: output,
+        "experiment_name": EXPERIMENT,
+        "run_name": Path(run).resolve().name,
+        "close_on_complete": is_trainer,
+    }
+    if pictures is not None:
+        return MLFlowHandlerWithPictures(pictures, **options)
+    return MLFlowHandler(**options)

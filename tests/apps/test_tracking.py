@@ -42,3 +42,21 @@ def test_a_training_is_one_run_of_mlflow_and_needs_no_network(
     assert {"model/latent_active_share", "model/dice"} <= set(run.data.metrics)
     steps = [each.step for each in client.get_metric_history(run.info.run_id, "loss")]
     assert steps == [10, 20]
+    assert client.list_artifacts(run.info.run_id) == []
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_pictures_are_artifacts_of_the_run_where_that_is_asked_for(trainable, cases, tmp_path):
+    mlflow = pytest.importorskip("mlflow")
+    out = tmp_path / "mine"
+    train(
+        trainable, cases, out, recipe="small",
+        changes=("mlflow=true", "mlflow_grids=true", "epoch_length=10"),
+    )  # fmt: skip
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{out.resolve()}/eval/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("medvae3d").experiment_id])
+    drawn = sorted(each.name for each in (out / "eval" / "grids").iterdir())
+    found = client.list_artifacts(run.info.run_id, "grids")
+    assert drawn
+    assert [each.path for each in found] == [f"grids/{name}" for name in drawn]
