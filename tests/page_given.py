@@ -80,16 +80,6 @@ def flair(folder: Path) -> None:
     host.write_channel(0, folder / "flair.nii.gz", host.volumes[0].array, nowhere)
 
 
-def phantoms(name: str) -> Callable[[Path], object]:
-    """A data list of heads with lesions."""
-    from medvae3d.data.phantom import write_phantoms
-
-    def write(folder: Path) -> None:
-        write_phantoms(folder / name, 8, 0, shape=(40, 48, 40), spacing=(4.0, 4.0, 4.0))
-
-    return write
-
-
 def one_scan(folder: Path) -> None:
     """PET, CT and mask of one patient, and a hole."""
     listed = json.loads((folder / "cases.json").read_text())["training"][0]
@@ -129,12 +119,6 @@ def other_formats(folder: Path) -> None:
             )  # fmt: skip
 
 
-FITTED = as_fitted((*STEPS, *NETWORK))
-BUNDLE_RUN = "python -m monai.bundle run --config_file"
-MONAI_STEPS = as_options((*STEPS, *NETWORK))
-STUDY = ("--steps", "2", "--seeds", "1")
-
-
 def explored(folder: Path) -> None:
     """Cases with a class, in the form of a bundle of two labels."""
     classes = ("benign", "malignant")
@@ -153,6 +137,10 @@ def protocol_lists(folder: Path) -> None:
     shutil.copytree(folder / "hippocampus", folder, dirs_exist_ok=True)
 
 
+FITTED = as_fitted((*STEPS, *NETWORK))
+BUNDLE_RUN = "python -m monai.bundle run --config_file"
+MONAI_STEPS = as_options((*STEPS, *NETWORK))
+STUDY = ("--steps", "2", "--seeds", "1")
 # As in the folder of the public data sets.
 SARCOMAS = list_of("sts_petct/datalist.json", shape=(24, 24, 24), spacing=(6, 6, 6))
 HIPPOCAMPI = list_of(
@@ -166,12 +154,14 @@ GIVEN: Mapping[str, Given] = {
     "README.md": Given(
         together(flair, list_of("cases.json", training=10)),
         {"medvae3d study segmentation": (*STUDY, *FITTED)},
-        before={6: without("synthetic")},
     ),
     "docs/concepts/conditional.md": Given(list_of("cases.json", classes=("a", "b"))),
     "docs/concepts/discrete.md": Given(list_of("cases.json"), {
         "medvae3d train vqvae": (*STEPS, *NETWORK, "network_def#prior_steps=2"),
     }),
+    "docs/concepts/models.md": Given(
+        together(SARCOMAS, HIPPOCAMPI), {"python tests/benchmarks/slices.py": ("--count", "2")}
+    ),
     "docs/concepts/priors.md": Given(
         list_of("cases.json"),
         {"medvae3d train": (*STEPS, *NETWORK, "network_def#rank=2")},
@@ -230,9 +220,6 @@ GIVEN: Mapping[str, Given] = {
             5: list_of("cases.json", bundle="brain_mri_ms_pavae"),  # one channel of MR
             6: list_of("cases.json"),
         },
-    ),
-    "docs/concepts/models.md": Given(
-        together(SARCOMAS, HIPPOCAMPI), {"python tests/benchmarks/slices.py": ("--count", "2")}
     ),
     "docs/reference/commands.md": Given(flair),
     "docs/reference/comparison.md": Given(HIPPOCAMPI),

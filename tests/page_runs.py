@@ -6,17 +6,20 @@ an option counts; so the line of the page is read by the command as it stands, a
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import runpy
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from monai.utils import set_determinism
 from page_blocks import ROOT, Block
 
 COMMENT = re.compile(r"(^|\s)#.*")  # not the # within a nested name
@@ -88,10 +91,16 @@ def run_block(
             text = text.replace(words, fewer)
         exec(compile(text, f"{block.page}, block {block.number}", "exec"), known)
         return
-    for line in block.text.replace("\\\n", " ").splitlines():
-        words = shlex.split(os.path.expandvars(COMMENT.sub("", line)))
-        if words and not assigned(words):
+    for line in lines_of(block):
+        words = shlex.split(os.path.expandvars(line))
+        if not assigned(words):
             run_words([*words, *appended(words, smaller)])
+
+
+def lines_of(block: Block) -> list[str]:
+    """The command lines of a block, without comments."""
+    lines = [COMMENT.sub("", line) for line in block.text.replace("\\\n", " ").splitlines()]
+    return [line for line in lines if line.strip()]
 
 
 def assigned(words: list[str]) -> bool:
@@ -120,11 +129,11 @@ def run_ours(words: Sequence[str]) -> None:
 
 
 def run_python(words: Sequence[str]) -> None:
-    """``python FILE ...`` or ``python -m MODULE ...``."""
+    """``python FILE ...`` or ``python -m MODULE ...``, and leaves nothing of it behind."""
     is_module = words[1] == "-m"
     name, *rest = words[2:] if is_module else words[1:]
     path = None if is_module else ROOT / name
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, logging_of_its_own():
         patch.setattr(sys, "argv", [name, *rest])
         patch.setattr(sys, "path", [str(path.parent) if path else os.getcwd(), *sys.path])
         try:
@@ -134,6 +143,20 @@ def run_python(words: Sequence[str]) -> None:
                 runpy.run_module(name, run_name="__main__", alter_sys=True)
         except SystemExit as end:
             assert not end.code, f"{shlex.join(words)} left with {end.code}"
+        finally:
+            set_determinism(None)
+
+
+@contextmanager
+def logging_of_its_own() -> Iterator[None]:
+    """Has the handlers of the tests back afterwards, whatever a bundle logs to."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
 
 
 def run_process(words: Sequence[str]) -> None:

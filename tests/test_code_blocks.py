@@ -16,7 +16,7 @@ from unittest import mock
 import pytest
 from page_blocks import ALL, PAGES, ROOT, Block, lacking, usages
 from page_given import GIVEN, Given, shelf
-from page_runs import assigned, run_block, run_python
+from page_runs import assigned, lines_of, run_block, run_python
 
 MINUTES = "takes minutes whatever its options, so its own parser alone reads the words"
 PROCESSES = "measures each point in a process of its own; its own parser alone reads the words"
@@ -68,6 +68,17 @@ def test_what_is_given_is_of_a_page_with_blocks():
     assert set(GIVEN) <= {block.page for block in RUN}
 
 
+@pytest.mark.parametrize("page", GIVEN)
+def test_what_makes_a_page_small_is_about_its_blocks(page: str) -> None:
+    given, blocks = GIVEN[page], [block for block in RUN if block.page == page]
+    assert {*given.before, *given.order} <= {block.number for block in blocks}
+    python = "".join(block.text for block in blocks if block.language == "python")
+    assert [words for words in given.replaced if words not in python] == []
+    lines = [line.replace("$B", "bundles/sts_petct_hvae") for b in blocks for line in lines_of(b)]
+    begun = [" ".join(shlex.split(line)) for line in lines]
+    assert [key for key in given.smaller if not any(each.startswith(key) for each in begun)] == []
+
+
 @pytest.mark.parametrize("block", [b for b in ALL if b.is_usage], ids=str)
 def test_usage_names_what_there_is(block: Block) -> None:
     found = usages(block.text)
@@ -108,7 +119,7 @@ def test_a_benchmark_reads_the_words_of_its_page(block: Block, monkeypatch) -> N
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_alone)
     with mock.patch.dict(os.environ):
-        for line in block.text.splitlines():
+        for line in lines_of(block):
             words = shlex.split(line)
             assert not assigned(words)
             with pytest.raises(Parsed):
