@@ -235,7 +235,7 @@ GIVEN: Mapping[str, Given] = {
     ),
     "docs/reference/performance.md": Given(
         smaller={f"python tests/benchmarks/{script}.py": words.split() for script, words in {
-            "peers": "--only vae --edge 32 --rounds 1",
+            "peers": "--only vae --edge 32 --rounds 1 --float32",
             "patches_a_second": "--cases 2 --shape 40 40 40 --patch 16 --rounds 1 --step-ms 1",
             "decoding": "--only windows --head 48 --window 16",
             "writing": "--rounds 1 --count 1",
@@ -245,10 +245,10 @@ GIVEN: Mapping[str, Given] = {
     ),
     "docs/reference/protocol.md": Given(
         together(HIPPOCAMPI, BRAINS, protocol_lists),
-        {"medvae3d study segmentation": (*STUDY, *FITTED),
+        {"medvae3d study segmentation": (*STUDY, *FITTED, "--ratio", "1"),
          "medvae3d study segmentation --datalist open_ms/datalist.json": (
              *STUDY, *as_fitted((
-                 *STEPS, *STAGES, "prior_passes=8", "epoch_length=60", "learning_rate=0.01",
+                 *STEPS, *STAGES, "prior_passes=8", "epoch_length=30", "learning_rate=0.02",
              )),
          )},
         before={number: without("study") for number in range(1, 5)},

@@ -20,14 +20,16 @@ from page_runs import assigned, lines_of, run_block, run_python
 
 MINUTES = "takes minutes whatever its options, so its own parser alone reads the words"
 PROCESSES = "measures each point in a process of its own; its own parser alone reads the words"
-SERVER = "needs a MONAI Label server: tests/label/test_page.py runs it there"
-MAKE = "is what .ci/run does, or begins with it"
+SERVER = "needs a MONAI Label server: tests/label/test_page.py has one, and compares the words"
+INSTALLS = "is what `make test-label` installs: tests/label/test_page.py compares them"
+MAKE = "is what .ci/run does: test_targets_of_make_are_there_and_called_by_ci"
+SUITE = "is a part of the suite itself"
 # Blocks that are not run here, by page and by words of them, and why not.
 NOT_RUN: Mapping[tuple[str, str], str] = {
     ("CONTRIBUTING.md", "git clone"): MAKE,
     ("README.md", "make demo"): MAKE,
-    ("docs/how-to/bundles.md", "pytest tests/bundles"): "is a part of the suite itself",
-    ("docs/how-to/monai-label.md", "pip install"): "is what `make test-label` installs",
+    ("docs/how-to/bundles.md", "pytest tests/bundles"): SUITE,
+    ("docs/how-to/monai-label.md", "pip install"): INSTALLS,
     ("docs/how-to/monai-label.md", "apps --download"): SERVER,
     ("docs/how-to/monai-label.md", "--app my_app"): SERVER,
     ("docs/how-to/monai-label.md", "curl"): SERVER,
@@ -93,7 +95,7 @@ def test_a_usage_line_with_an_option_that_is_not_there_is_seen() -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_targets_of_make_are_there_and_called_by_ci(page: str) -> None:
-    """All but `make demo`, whose command is run by tests/apps/test_demo.py."""
+    """All but `make demo`, whose command is run by tests/apps/test_cli.py."""
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     called = re.findall(r"^make ([\w-]+)", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
     for block in ALL:
