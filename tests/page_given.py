@@ -148,7 +148,7 @@ HIPPOCAMPI = list_of(
 )
 BRAINS = list_of(
     "open_ms/datalist.json", bundle="brain_mri_ms_pavae", training=2, unseen=1, has_brains=True,
-    shape=(48, 48, 48),
+    shape=(64, 64, 64),
 )  # fmt: skip
 GIVEN: Mapping[str, Given] = {
     "README.md": Given(
@@ -248,7 +248,7 @@ GIVEN: Mapping[str, Given] = {
         {"medvae3d study segmentation": (*STUDY, *FITTED, "--ratio", "1"),
          "medvae3d study segmentation --datalist open_ms/datalist.json": (
              *STUDY, *as_fitted((
-                 *STEPS, *STAGES, "prior_passes=8", "epoch_length=30", "learning_rate=0.02",
+                 *STEPS, *STAGES, "prior_passes=8", "epoch_length=60", "learning_rate=0.01",
              )),
          )},
         before={number: without("study") for number in range(1, 5)},
