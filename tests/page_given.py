@@ -240,6 +240,7 @@ GIVEN: Mapping[str, Given] = {
             "decoding": "--only windows --head 48 --window 16",
             "writing": "--rounds 1 --count 1",
             "startup": "--rounds 1",
+            "step_times": "--device cpu --formats bfloat16 --batches 1 --rounds 1",
         }.items()},
         needs=("pythae",),
     ),
