@@ -235,14 +235,12 @@ GIVEN: Mapping[str, Given] = {
     ),
     "docs/reference/performance.md": Given(
         smaller={f"python tests/benchmarks/{script}.py": words.split() for script, words in {
-            "peers": "--only vae --edge 32 --rounds 1 --float32",
             "patches_a_second": "--cases 2 --shape 40 40 40 --patch 16 --rounds 1 --step-ms 1",
             "decoding": "--only windows --head 48 --window 16",
             "writing": "--rounds 1 --count 1",
             "startup": "--rounds 1",
             "step_times": "--device cpu --formats bfloat16 --batches 1 --rounds 1",
-        }.items()},
-        needs=("pythae",),
+        }.items()}
     ),
     "docs/reference/protocol.md": Given(
         together(HIPPOCAMPI, BRAINS, protocol_lists),
