@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
+from torch import Tensor, nn
 
 from medvae3d.errors import SettingError
 
 FORMATS = ("auto", "float32", "bfloat16", "float16")
+# Voxels along the first axis for which PyTorch 2.13 on CPUs that multiply bfloat16 gives wrong
+# gradients of the weights of a 3 x 3 x 3 convolution, sometimes NaN: it reads memory that nobody
+# wrote. Seen at 2 alone, whatever the other axes; at 1, 3, 4, 6 and 8 gradients are right.
+THIN = 2
 
 
 def autocast_dtype(device: torch.device | str, precision: str = "auto") -> torch.dtype | None:
@@ -33,3 +40,22 @@ def autocast_dtype(device: torch.device | str, precision: str = "auto") -> torch
 def _cpu_multiplies_bfloat16() -> bool:
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
+
+
+def keep_thin_in_float32(network: nn.Module) -> None:
+    """Has convolutions of bfloat16 on a CPU compute in float32 where there are `THIN` voxels.
+
+    Deep levels of small volumes get there, such as those of 16 voxels after three strides of 2.
+    Elsewhere nothing changes, not a bit.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv3d) and module.kernel_size[0] > 1:
+            module.forward = partial(_convolved, module)  # type: ignore[method-assign]
+
+
+def _convolved(layer: nn.Conv3d, x: Tensor) -> Tensor:
+    convolve = partial(type(layer).forward, layer)
+    if x.shape[2] != THIN or x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+        return convolve(x)
+    with torch.autocast("cpu", enabled=False):
+        return convolve(x.float())

@@ -21,7 +21,7 @@ from medvae3d.seeding import derive_seed
 from medvae3d.training.ema import ExponentialMovingAverage
 from medvae3d.training.holding import HeldFolders, folders_of
 from medvae3d.training.players import Player, Turn
-from medvae3d.training.precision import autocast_dtype
+from medvae3d.training.precision import autocast_dtype, keep_thin_in_float32
 
 
 class PlayerTrainer(HeldFolders, Trainer):  # type: ignore[misc]
@@ -75,6 +75,7 @@ class PlayerTrainer(HeldFolders, Trainer):  # type: ignore[misc]
         self.autocast: Callable[[], Any] = (
             partial(torch.autocast, device.type, dtype=dtype) if dtype else contextlib.nullcontext
         )
+        self.mends_thin = device.type == "cpu" and dtype is torch.bfloat16
         self.grad_scaler = torch.amp.GradScaler(device.type) if dtype is torch.float16 else None
         # Before any handler: a state that is restored goes where the weights are.
         for player in self.players:
@@ -100,6 +101,8 @@ class PlayerTrainer(HeldFolders, Trainer):  # type: ignore[misc]
             self.data_loader.start_at(self.state.iteration)
         for player in self.players:
             channels_last(player.network)
+            if self.mends_thin:
+                keep_thin_in_float32(player.network)
             _share_from_first(player.network)
 
     def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> dict[str, Any]:
