@@ -14,7 +14,7 @@ SQLITE = "sqlite:///"
 EXPERIMENT = "medvae3d"
 
 
-class MLFlowHandlerWithPictures(MLFlowHandler):  # type: ignore[misc]
+class MLFlowHandlerWithPictures(MLFlowHandler):
     """MONAI's handler for an evaluator, which logs the pictures of each validation as well.
 
     Args:
@@ -29,8 +29,9 @@ class MLFlowHandlerWithPictures(MLFlowHandler):  # type: ignore[misc]
     def epoch_completed(self, engine: Any) -> None:
         """Logs the metrics, then what was drawn for them, below ``grids``."""
         super().epoch_completed(engine)
+        run: Any = self.cur_run
         for picture in sorted(self.pictures.glob(f"*_epoch{engine.state.epoch:04d}.png")):
-            self.client.log_artifact(self.cur_run.info.run_id, str(picture), "grids")
+            self.client.log_artifact(run.info.run_id, str(picture), "grids")
 
 
 def mlflow_log(
