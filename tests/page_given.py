@@ -170,7 +170,8 @@ GIVEN: Mapping[str, Given] = {
     "docs/concepts/scale.md": Given(smaller={"medvae3d generate": ("--count", "2")}),
     "docs/how-to/bundles.md": Given(
         together(list_of("cases.json"), my_scans),
-        {f"{BUNDLE_RUN} bundles/sts_petct_hvae/configs/train.json": MONAI_STEPS,
+        {f"{BUNDLE_RUN} bundles/sts_petct_hvae/configs/inference.json": ("--count", "4"),
+         f"{BUNDLE_RUN} bundles/sts_petct_hvae/configs/train.json": MONAI_STEPS,
          "torchrun": MONAI_STEPS},
     ),
     "docs/how-to/evaluate.md": Given(together(
@@ -252,5 +253,10 @@ GIVEN: Mapping[str, Given] = {
          )},
         before={number: without("study") for number in range(1, 5)},
     ),
-    "docs/reference/studies-classification.md": Given(together(SARCOMAS, HIPPOCAMPI, BRAINS)),
+    "docs/reference/studies-classification.md": Given(
+        together(SARCOMAS, HIPPOCAMPI, BRAINS),
+        {"medvae3d study classification --task tumour_patch --preset rhvae_small_sample": (
+            *SMALLER["medvae3d study classification"], "--arms", "classical,synthetic",
+        )},
+    ),
 }  # fmt: skip
