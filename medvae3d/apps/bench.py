@@ -26,7 +26,7 @@ from medvae3d.evaluation.throughput import peak_memory_mb, written_per_second
 from medvae3d.models.latent import LatentModel
 from medvae3d.networks.blocks import channels_last
 from medvae3d.training.players import Turn
-from medvae3d.training.precision import autocast_dtype
+from medvae3d.training.precision import autocast_dtype, keep_thin_in_float32
 
 MB = 1024**2
 # How much larger the second volume is, by which the memory of others is foretold.
@@ -75,7 +75,7 @@ class TrainingStep:
         count = int(batch_size or parser["batch_size"])
         self.batch = self._batch(count, parser.get_parsed_content("preparation"))
         for player in self.players:
-            channels_last(player.network.to(device).train())
+            keep_thin_in_float32(channels_last(player.network.to(device).train()))
         dtype = autocast_dtype(device, precision)
         self.format = "float32" if dtype is None else str(dtype).removeprefix("torch.")
         self.autocast: Any = (
