@@ -31,7 +31,7 @@ def script(name):
     return module
 
 
-gallery, diagrams, configs = script("make"), script("diagrams"), script("configs")
+gallery, diagrams, configs, demo = map(script, ("make", "diagrams", "configs", "demo"))
 # Pixels (of 255) that differ where another processor or font library rounds otherwise.
 SMALL_STEP, FEW = 24, 0.01
 
@@ -68,6 +68,15 @@ def test_a_picture_is_small_and_shows_something(name):
 @pytest.mark.parametrize("name", gallery.FIGURES)
 def test_the_script_makes_the_picture_again(name, tmp_path):
     made, kept = pixels(gallery.make(name, tmp_path)), pixels(ROOT / "docs" / "images" / name)
+    assert made.shape == kept.shape
+    assert share_that_differs(made, kept) < FEW
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.filterwarnings("default")
+def test_the_picture_of_the_demo_is_what_the_demo_makes(tmp_path):
+    made, kept = pixels(demo.make(tmp_path / "demo.png")), pixels(demo.PICTURE)
     assert made.shape == kept.shape
     assert share_that_differs(made, kept) < FEW
 
