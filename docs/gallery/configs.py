@@ -25,6 +25,7 @@ written from those of the systems by `python docs/gallery/configs.py`.
 | `inference.json` | samples, by seed or for hosts; what MONAI Label loads |
 | `metadata.json` | version, inputs and outputs, licence, what else MONAI asks for |
 | `small.json` | a recipe for about ten cases, laid over `train.json`: `--recipe small` |
+| `gpu.json` | of the two-stage bundles, a recipe for a GPU: `--recipe gpu` |
 | `evaluate.json` | figures of weights on unseen cases, laid over `train.json` |
 | `multi_gpu_train.json` | several processes, laid over `train.json` |
 | `logging.conf` | what MONAI's command line logs |
