@@ -20,7 +20,7 @@ from medvae3d.seeding import derive_generator, derive_seed
 
 
 class Augmentation(Protocol):
-    """Changes image and mask of a batch together; see `medvae3d.data.augmentation`."""
+    """Changes image, mask and what was observed together; see `medvae3d.data.augmentation`."""
 
     def __call__(
         self, batch: Mapping[str, Any], generator: torch.Generator | None = None
@@ -101,8 +101,7 @@ class StepLoader:
         if self.augmentation is not None:
             seed = derive_seed(self.seed, "augmentation", step, self.rank)
             generator = torch.Generator().manual_seed(seed)
-            batch = to_device(batch, self.device)
-            augment(batch, self.augmentation, generator)
+            batch = self.augmentation(to_device(batch, self.device), generator)
         return batch
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -153,8 +152,7 @@ class PatchStream:
                 batch = {key: plain(value) for key, value in batch.items()}
                 if self.augmentation is not None:
                     generator = derive_generator(self.seed, "patch augmentation", step)
-                    batch = to_device(batch, self.device)
-                    augment(batch, self.augmentation, generator)
+                    batch = self.augmentation(to_device(batch, self.device), generator)
                 yield batch
                 step += 1
 
@@ -218,12 +216,6 @@ class CaseLoader:
         for first in range(0, len(self.dataset), self.batch_size):
             last = min(first + self.batch_size, len(self.dataset))
             yield collate([self.dataset[index] for index in range(first, last)])
-
-
-def augment(batch: dict[str, Any], augmentation: Augmentation, generator: torch.Generator) -> None:
-    """Augments image and mask of a batch in place; where the image was observed moves along."""
-    given = {key: value for key, value in batch.items() if key in ("image", "mask", "valid")}
-    batch.update(augmentation(given, generator))
 
 
 def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -17,6 +17,8 @@ EXPERIMENT = "medvae3d"
 class MLFlowHandlerWithPictures(MLFlowHandler):
     """MONAI's handler for an evaluator, which logs the pictures of each validation as well.
 
+    MONAI's own ``artifacts`` would log the whole folder anew after each validation.
+
     Args:
         pictures: Folder that `SampleGrid` writes into.
         options: See MONAI's handler.

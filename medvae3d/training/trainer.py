@@ -75,7 +75,6 @@ class PlayerTrainer(HeldFolders, Trainer):  # type: ignore[misc]
         self.autocast: Callable[[], Any] = (
             partial(torch.autocast, device.type, dtype=dtype) if dtype else contextlib.nullcontext
         )
-        self.mends_thin = device.type == "cpu" and dtype is torch.bfloat16
         self.grad_scaler = torch.amp.GradScaler(device.type) if dtype is torch.float16 else None
         # Before any handler: a state that is restored goes where the weights are.
         for player in self.players:
@@ -100,9 +99,7 @@ class PlayerTrainer(HeldFolders, Trainer):  # type: ignore[misc]
         if hasattr(self.data_loader, "start_at"):
             self.data_loader.start_at(self.state.iteration)
         for player in self.players:
-            channels_last(player.network)
-            if self.mends_thin:
-                keep_thin_in_float32(player.network)
+            keep_thin_in_float32(channels_last(player.network))
             _share_from_first(player.network)
 
     def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def main() -> None:
                 torch.cuda.reset_peak_memory_stats(device)
             step = TrainingStep(root, device, batch_size=batch, precision=name)
             seconds = [
-                median_seconds(partial(step, phase), options.rounds, device=str(device))
+                median_seconds(partial(step, phase), options.rounds, 3, str(device))
                 for phase in phases
             ]
             times = " | ".join(f"{1e3 * each:.1f} ms" for each in seconds)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from small_patches import assert_same
 
 from medvae3d.data.datalists import MISSING, Case
 from medvae3d.data.intensity import IntensityChannels, PercentileIntensity, WindowIntensity
@@ -48,14 +49,6 @@ def epoch(cases, **changes):
     batches = [batch for _ in range(2) for batch in loader]
     loader.close()
     return batches
-
-
-def assert_same(batches, others):
-    assert len(batches) == len(others) > 0
-    for batch, other in zip(batches, others, strict=True):
-        assert batch["case"] == other["case"]
-        for key in ("image", "mask", "valid", "location"):
-            assert torch.equal(batch[key], other[key]), key
 
 
 def test_a_missing_channel_is_nowhere_valid_and_all_else_is_as_without_it():

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torchio as tio
 from ignite.engine import Engine
+from small_patches import assert_same
 
 from medvae3d.data.intensity import IntensityChannels, WindowIntensity
 from medvae3d.data.manifests import Case
@@ -49,14 +50,6 @@ def epochs(count=1, cases=CASES, start=(0, 0), **changes):
     batches = [batch for _ in range(count) for batch in loader]
     loader.close()
     return batches
-
-
-def assert_same(batches, others):
-    assert len(batches) == len(others) > 0
-    for batch, other in zip(batches, others, strict=True):
-        assert batch["case"] == other["case"]
-        for key in ("image", "mask", "valid", "location"):
-            assert torch.equal(batch[key], other[key]), key
 
 
 @pytest.fixture

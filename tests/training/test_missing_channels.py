@@ -25,7 +25,7 @@ from medvae3d.objectives.conditional import fill_objective, multiscale_objective
 from medvae3d.objectives.introspective import SoftIntrospection, introspect
 from medvae3d.objectives.terms import Objective
 from medvae3d.training.fitting import LocationFitter
-from medvae3d.training.loading import PatchStream, augment, collate
+from medvae3d.training.loading import PatchStream, collate
 from medvae3d.training.players import (
     DiscriminatorPlayer,
     ModelPlayer,
@@ -151,8 +151,7 @@ POSE = Augmentation(
 def test_augmentation_keeps_channels_apart_from_what_was_not_observed(kind: str) -> None:
     found = []
     for value in (-1.0, *PLANTED):
-        batch = planted(batch_of(kind), value)
-        augment(batch, POSE, generator(3))
+        batch = POSE(planted(batch_of(kind), value), generator(3))
         assert batch["image"].shape == (3, 2, *SHAPE)
         assert batch["valid"].shape == (3, 2, *SHAPE)
         found.append(batch)
@@ -167,9 +166,7 @@ def test_augmentation_keeps_channels_apart_from_what_was_not_observed(kind: str)
 def test_a_channel_that_was_observed_is_augmented_as_if_all_were() -> None:
     whole = {"image": batch_of()["image"], "mask": batch_of()["mask"]}
     pose = Augmentation(RandomPose(rotation_deg=9, translation=2))
-    augment(whole, pose, generator(3))
-    lacking = batch_of()
-    augment(lacking, pose, generator(3))
+    whole, lacking = pose(whole, generator(3)), pose(batch_of(), generator(3))
     torch.testing.assert_close(lacking["image"][0, 0], whole["image"][0, 0])
     torch.testing.assert_close(lacking["image"][1], whole["image"][1])
 
