@@ -34,7 +34,7 @@ DATA_VARIABLE = "MEDVAE3D_DATA"
 TASK_NAMES = ("tumour_patch", "lesion_patch", "hippocampus_shape", "scanpath")
 PRESET_NAMES = (
     *("endovae", "generative_active_learning", "self_learning", "scanpath", "disc_vae"),
-    *("vae_noise_gan", "rhvae_small_sample", "adni"),
+    *("vae_noise_gan", "icvae", "rhvae_small_sample", "adni"),
 )
 SPLIT_NAMES = one_of("validation", "testing")
 
@@ -171,9 +171,9 @@ def classification(
         str | None,
         typer.Option(
             metavar="A,B",
-            help="real, classical, copies, noise, shuffled, synthetic, only, selected, random, "
-            "self_learning, retrained, slices_shuffled, synthetic_shuffled, samples; with the "
-            "generators of a preset also synthetic-NAME.",
+            help="real, classical, copies, noise, shuffled, synthetic, only, adaptive, selected, "
+            "random, self_learning, retrained, slices_shuffled, synthetic_shuffled, samples; with "
+            "the generators of a preset also synthetic-NAME.",
         ),
     ] = None,
     n: Annotated[

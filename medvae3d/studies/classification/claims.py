@@ -54,13 +54,13 @@ def light_of(paired: Paired) -> Light:
     return Light.GREEN if paired.low > 0 else Light.RED if paired.high < 0 else Light.AMBER
 
 
-def words_of(paired: Paired) -> str:
+def words_of(paired: Paired, measure: str = "AUC") -> str:
     """A difference in words."""
     if paired.difference is None:
-        return "the AUC could not be compared"
+        return f"the {measure} could not be compared"
     if paired.low is None or paired.high is None:
-        return f"AUC {paired.difference:+.3f}, {paired.subjects} subject"
-    return f"AUC {paired.difference:+.3f} ({paired.low:+.3f} to {paired.high:+.3f})"
+        return f"{measure} {paired.difference:+.3f}, {paired.subjects} subject"
+    return f"{measure} {paired.difference:+.3f} ({paired.low:+.3f} to {paired.high:+.3f})"
 
 
 def mean_of(values: Sequence[Any]) -> Measure:

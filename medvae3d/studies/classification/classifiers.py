@@ -5,8 +5,9 @@ of either class; of :math:`n` real and :math:`m` extra images, the share
 
 .. math:: \max\Big(s, \frac{n}{n + m}\Big)
 
-is real on average, but never less than :math:`s`. There is no early stopping: the last weights are
-judged, so that nothing is chosen on images that are judged.
+is real on average, but never less than :math:`s`. In one arm, a class that has more extra images
+than the other counts for more (`Mixture.follows_counts`). There is no early stopping: the last
+weights are judged, so that nothing is chosen on images that are judged.
 """
 
 from __future__ import annotations
@@ -102,12 +103,15 @@ class Mixture:
         extra: Further images; ``None`` for none.
         is_augmented: Whether batches are augmented.
         least_real: Smallest share of real images in a batch, where there are any.
+        follows_counts: Whether every extra image is as likely as any other, so that a class of
+            which there are more counts for more; without, they are drawn evenly by class.
     """
 
     real: Images | None = field(repr=False)
     extra: Images | None = field(default=None, repr=False)
     is_augmented: bool = True
     least_real: float = 0.5
+    follows_counts: bool = False
 
     @property
     def real_share(self) -> float:
@@ -119,24 +123,56 @@ class Mixture:
         return max(self.least_real, len(self.real) / (len(self.real) + len(self.extra)))
 
     def draw(self, size: int, generator: torch.Generator) -> Images:
-        """One batch, half of it of each class.
+        """One batch, half of it of each class, or with extra images by their counts.
 
         Args:
             size: Images in it.
             generator: Random numbers.
         """
+        share = self.extra_share
+        if share is not None:
+            return self._by_counts(size, share, generator)
         parts: list[Tensor] = []
         for value in (0, 1):
-            wanted = size // 2 * self.real_share
-            # Rounded up or down by chance, so that the share holds on average.
-            count = int(wanted + float(torch.rand((), generator=generator)))
-            count = min(count, size // 2)
-            for images, number in ((self.real, count), (self.extra, size // 2 - count)):
-                if images is not None and number:
-                    pool = images.of_class(value)
-                    parts.append(pool[torch.randint(len(pool), (number,), generator=generator)])
+            count = min(_rounded(size // 2 * self.real_share, generator), size // 2)
+            parts += _picked(self.real, value, count, generator)
+            parts += _picked(self.extra, value, size // 2 - count, generator)
         y = torch.arange(2).repeat_interleave(size // 2)
         return Images(torch.cat(parts), y)
+
+    @property
+    def extra_share(self) -> float | None:
+        """Share of class 1 of extra images where it counts; ``None`` for even ones."""
+        if not self.follows_counts or self.extra is None:
+            return None
+        share = float(self.extra.y.float().mean())
+        return None if share == 0.5 else share
+
+    def _by_counts(self, size: int, share: float, generator: torch.Generator) -> Images:
+        half = size // 2
+        real = [min(_rounded(half * self.real_share, generator), half) for _ in (0, 1)]
+        left = size - sum(real)
+        second = min(_rounded(left * share, generator), left)
+        parts, counts = [], []
+        for value, extra in enumerate((left - second, second)):
+            parts += _picked(self.real, value, real[value], generator)
+            parts += _picked(self.extra, value, extra, generator)
+            counts.append(real[value] + extra)
+        return Images(torch.cat(parts), torch.arange(2).repeat_interleave(torch.tensor(counts)))
+
+
+def _rounded(wanted: float, generator: torch.Generator) -> int:
+    """Rounded up or down by chance, so that it holds on average."""
+    return int(wanted + float(torch.rand((), generator=generator)))
+
+
+def _picked(
+    images: Images | None, value: int, count: int, generator: torch.Generator
+) -> list[Tensor]:
+    if images is None or not count:
+        return []
+    pool = images.of_class(value)
+    return [pool[torch.randint(len(pool), (count,), generator=generator)]]
 
 
 def make_classifier(settings: ClassifierSettings, in_channels: int) -> nn.Module:
@@ -266,7 +302,7 @@ def probabilities(network: nn.Module, x: Tensor, size: int = 32) -> np.ndarray:
 
 
 def _require_both(mixture: Mixture) -> Images:
-    for images in (mixture.real, mixture.extra):
+    for images in (mixture.real, None if mixture.follows_counts else mixture.extra):
         if images is None:
             continue
         missing = [value for value in (0, 1) if not bool((images.y == value).any())]

@@ -156,6 +156,14 @@ PRESETS: Mapping[str, Preset] = {
         ),
         after="Ahmad et al., Biomedicines 2022",
     ),
+    "icvae": Preset(
+        text="one VAE told the class, its latent apart from it: as many images of each class, or "
+        "more of the one that a classifier misses",
+        arms=(REFERENCE, "synthetic", "adaptive"),
+        generator=GeneratorSettings("icvae", recipe="icvae"),
+        shows=("policy", "against_uniform", "gain_of_each", "quality", "copies", "seeds"),
+        after="Pesteie, Abolmaesumi, Rohling, IEEE TMI 2019",
+    ),
     "rhvae_small_sample": Preset(
         text="a Riemannian VAE a class, beside plain VAEs with three priors",
         arms=(

@@ -1,4 +1,4 @@
-r"""How the generators of a study are trained, on images alone.
+r"""How the generators of a study are trained, on images, and on classes where they are told.
 
 =======================  ===========================================================================
 ``bound``                the evidence bound
@@ -7,6 +7,7 @@ r"""How the generators of a study are trained, on images alone.
 ``gan``                  a generator without an encoder, and a discriminator
 ``noise_gan``            half of the steps a VAE, then a GAN from its fitted prior or a normal one
 ``noise_gan_posterior``  the same, from the posteriors of the training images
+``icvae``                the bound, and a classifier that is not to tell the class from a latent
 =======================  ===========================================================================
 
 The objectives and players are those of the systems of the same names
@@ -27,13 +28,16 @@ from torch.optim import Adam
 from medvae3d.models.latent import LatentModel
 from medvae3d.models.zoo.adversarial import autoencoder_of
 from medvae3d.networks.discriminators import PatchDiscriminator
+from medvae3d.networks.latent_classifier import LatentClassifier
 from medvae3d.objectives.compositions import (
     disc_vae_objective,
     generator_objective,
     joint_objective,
 )
+from medvae3d.objectives.independence import icvae_objective
 from medvae3d.seeding import derive_generator, derive_seed
 from medvae3d.training.generators import GeneratorPlayer
+from medvae3d.training.label_player import LabelPlayer
 from medvae3d.training.metrics import fit_metric, has_metric
 from medvae3d.training.optimizers import adamw, cosine
 from medvae3d.training.parts import decoder_side
@@ -49,7 +53,12 @@ DRAWS = 16
 DISCRIMINATOR = (16, 32, 64)
 # As the systems have them.
 RATE, BETAS = 2e-4, (0.5, 0.9)
+INDEPENDENCE, LABEL_RATE = 0.5, 1e-3
 CLIP = 100.0
+
+Cases = Mapping[str, Tensor]
+"""What a model is fitted on: ``image``, :math:`(N, C, I, J, K)`, and for one that is told something
+``attributes``, standardised, :math:`(N, F)`."""
 
 
 def strides_for(shape: list[int], levels: int) -> list[list[int]]:
@@ -67,13 +76,13 @@ def strides_for(shape: list[int], levels: int) -> list[list[int]]:
     return strides
 
 
-def _bound(model: LatentModel, x: Tensor, settings: GeneratorSettings, seed: int) -> None:
-    _run([_bound_player(model, settings, settings.steps)], x, settings, settings.steps, seed)
+def _bound(model: LatentModel, cases: Cases, settings: GeneratorSettings, seed: int) -> None:
+    _run([_bound_player(model, settings, settings.steps)], cases, settings, settings.steps, seed)
 
 
-def _riemannian(model: LatentModel, x: Tensor, settings: GeneratorSettings, seed: int) -> None:
+def _riemannian(model: LatentModel, cases: Cases, settings: GeneratorSettings, seed: int) -> None:
     player = _bound_player(model, settings, settings.steps, flow_start=settings.steps // 2)
-    _run([player], x, settings, settings.steps, seed)
+    _run([player], cases, settings, settings.steps, seed)
 
 
 def _bound_player(
@@ -85,9 +94,9 @@ def _bound_player(
     return ModelPlayer(model, objective, optimizer, clip_norm=CLIP, rate=rate, **options)
 
 
-def _disc_vae(model: LatentModel, x: Tensor, settings: GeneratorSettings, seed: int) -> None:
+def _disc_vae(model: LatentModel, cases: Cases, settings: GeneratorSettings, seed: int) -> None:
     steps = settings.steps
-    judge, optimizer = _discriminator(x, seed)
+    judge, optimizer = _discriminator(cases, seed)
     objective = disc_vae_objective(
         model,
         judge,
@@ -104,39 +113,62 @@ def _disc_vae(model: LatentModel, x: Tensor, settings: GeneratorSettings, seed: 
         rate=cosine(steps, warm_up=min(20, steps)),
     )
     other = SampleDiscriminatorPlayer(judge, optimizer, model, source=player.name, start=steps // 5)
-    _run([player, other], x, settings, steps, seed)
+    _run([player, other], cases, settings, steps, seed)
 
 
-def _gan(model: LatentModel, x: Tensor, settings: GeneratorSettings, seed: int) -> None:
+def _gan(model: LatentModel, cases: Cases, settings: GeneratorSettings, seed: int) -> None:
     optimizer = Adam(model.parameters(), RATE, BETAS)
-    players = _adversaries(model, optimizer, x, seed, "logistic", "normal")
-    _run(players, x, settings, settings.steps, seed)
+    players = _adversaries(model, optimizer, cases, seed, "logistic", "normal")
+    _run(players, cases, settings, settings.steps, seed)
 
 
 def _noise_gan(
-    model: LatentModel, x: Tensor, settings: GeneratorSettings, seed: int, noise: str = ""
+    model: LatentModel, cases: Cases, settings: GeneratorSettings, seed: int, noise: str = ""
 ) -> None:
     first = settings.steps // 2
     twin = autoencoder_of(model)
-    _run([_bound_player(twin, settings, first)], x, settings, first, seed)
-    fit_prior(model.eval(), x, seed)
+    _run([_bound_player(twin, settings, first)], cases, settings, first, seed)
+    fit_prior(model.eval(), cases, seed)
     model.train()
     optimizer = Adam(decoder_side(model).parameters(), RATE, BETAS)
     noise = noise or ("normal" if model.sampling_prior is None else "prior")
-    players = _adversaries(model, optimizer, x, seed, "hinge", noise)
-    _run(players, x, settings, settings.steps - first, derive_seed(seed, "second stage"))
+    players = _adversaries(model, optimizer, cases, seed, "hinge", noise)
+    _run(players, cases, settings, settings.steps - first, derive_seed(seed, "second stage"))
 
 
 def _noise_gan_posterior(
-    model: LatentModel, x: Tensor, settings: GeneratorSettings, seed: int
+    model: LatentModel, cases: Cases, settings: GeneratorSettings, seed: int
 ) -> None:
-    _noise_gan(model, x, settings, seed, "posterior")
+    _noise_gan(model, cases, settings, seed, "posterior")
+
+
+def _icvae(model: LatentModel, cases: Cases, settings: GeneratorSettings, seed: int) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "latent classifier") % 2**63)
+        network = LatentClassifier(model.latent_shape, len(model.statistics.classes))
+    objective = icvae_objective(
+        model,
+        network,
+        independence=INDEPENDENCE,
+        beta=settings.beta,
+        warm_up_steps=settings.steps // 5,
+    )
+    player = ModelPlayer(
+        model,
+        objective,
+        adamw(model, settings.learning_rate),
+        clip_norm=CLIP,
+        rate=cosine(settings.steps, warm_up=min(20, settings.steps)),
+    )
+    optimizer = Adam(network.parameters(), LABEL_RATE)
+    other = LabelPlayer(network, optimizer, model, source=player.name)
+    _run([player, other], cases, settings, settings.steps, seed)
 
 
 def _adversaries(
-    model: LatentModel, optimizer: Adam, x: Tensor, seed: int, kind: str, noise: str
+    model: LatentModel, optimizer: Adam, cases: Cases, seed: int, kind: str, noise: str
 ) -> list[Player]:
-    judge, own = _discriminator(x, seed)
+    judge, own = _discriminator(cases, seed)
     player = GeneratorPlayer(
         model,
         generator_objective(judge, kind=kind),
@@ -147,9 +179,10 @@ def _adversaries(
     return [player, DiscriminatorPlayer(judge, own, source=player.name, kind=kind)]
 
 
-def _discriminator(x: Tensor, seed: int) -> tuple[nn.Module, Adam]:
+def _discriminator(cases: Cases, seed: int) -> tuple[nn.Module, Adam]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "discriminator") % 2**63)
+        x = cases["image"]
         # One channel more: the mask, which is blank.
         network = PatchDiscriminator(
             x.shape[1] + 1, DISCRIMINATOR, strides_for(list(x.shape[2:]), len(DISCRIMINATOR))
@@ -157,8 +190,8 @@ def _discriminator(x: Tensor, seed: int) -> tuple[nn.Module, Adam]:
     return network, Adam(network.parameters(), RATE, BETAS)
 
 
-Recipe = Callable[[LatentModel, Tensor, "GeneratorSettings", int], None]
-"""Trains a model on images, :math:`(N, C, I, J, K)`, with a seed."""
+Recipe = Callable[[LatentModel, Cases, "GeneratorSettings", int], None]
+"""Trains a model on cases, with a seed."""
 
 RECIPES: Mapping[str, Recipe] = {
     "bound": _bound,
@@ -167,16 +200,17 @@ RECIPES: Mapping[str, Recipe] = {
     "gan": _gan,
     "noise_gan": _noise_gan,
     "noise_gan_posterior": _noise_gan_posterior,
+    "icvae": _icvae,
 }
 
 
 def _run(
-    players: Sequence[Player], x: Tensor, settings: GeneratorSettings, steps: int, seed: int
+    players: Sequence[Player], cases: Cases, settings: GeneratorSettings, steps: int, seed: int
 ) -> None:
     trainer = PlayerTrainer(
         "cpu",
         1,
-        _Batches(x, settings.batch_size, steps, seed),
+        _Batches(cases, settings.batch_size, steps, seed),
         list(players),
         prepare_batch=lambda batch, device, non_blocking: batch,
         epoch_length=steps,
@@ -194,22 +228,27 @@ def _as_it_is(batch: dict[str, Any], device: Any) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def posteriors_of(model: LatentModel, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Means and deviations of the posteriors of images, ``(N, ...)`` each."""
+def posteriors_of(model: LatentModel, cases: Cases) -> tuple[Tensor, Tensor]:
+    """Means and deviations of the posteriors of cases, ``(N, ...)`` each."""
     found = []
-    for part in x.split(32):
-        batch = {"image": part}
+    for batch in split(cases):
         posterior = model.encode(batch, model.condition(batch))
         found.append((posterior.mean, posterior.scale))
     means, scales = zip(*found, strict=True)
     return torch.cat(means), torch.cat(scales)
 
 
-class _Batches:
-    """Batches of images as a function of seed and step."""
+def split(cases: Cases, size: int = 32) -> Iterator[dict[str, Tensor]]:
+    """Cases in parts of at most as many."""
+    for first in range(0, len(cases["image"]), size):
+        yield {key: values[first : first + size] for key, values in cases.items()}
 
-    def __init__(self, x: Tensor, size: int, steps: int, seed: int) -> None:
-        self.x, self.size, self.steps, self.seed = x, size, steps, seed
+
+class _Batches:
+    """Batches of cases as a function of seed and step."""
+
+    def __init__(self, cases: Cases, size: int, steps: int, seed: int) -> None:
+        self.cases, self.size, self.steps, self.seed = cases, size, steps, seed
 
     def __len__(self) -> int:
         return self.steps
@@ -217,40 +256,44 @@ class _Batches:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for step in range(self.steps):
             generator = derive_generator(self.seed, "generator batch", step)
-            size = min(self.size, len(self.x))
-            rows = torch.randperm(len(self.x), generator=generator)[:size]
-            image = self.x[rows]
+            count = len(self.cases["image"])
+            rows = torch.randperm(count, generator=generator)[: min(self.size, count)]
+            batch = {key: values[rows] for key, values in self.cases.items()}
             # The player counts the cases of a batch by their masks, which these models have not.
-            yield {"image": image, "mask": torch.zeros_like(image[:, :1])}
+            yield {**batch, "mask": torch.zeros_like(batch["image"][:, :1])}
 
 
 @torch.no_grad()
-def fit_prior(model: LatentModel, x: Tensor, seed: int) -> None:
-    """Fits what new latents are drawn from, and the grain, on training images.
+def fit_prior(model: LatentModel, cases: Cases, seed: int) -> None:
+    """Fits what new latents are drawn from, and the grain, on training cases.
 
     Args:
         model: A model with an encoder.
-        x: Images, :math:`(N, C, I, J, K)`.
+        cases: Training cases.
         seed: Seed of the noise and of the fit.
     """
+    x, told = cases["image"], cases.get("attributes")
     if has_metric(model):
         items = [
-            {"image": image, "label": torch.zeros_like(image[:1]), "case": str(row)}
+            {key: values[row] for key, values in cases.items()}
+            | {"label": torch.zeros_like(image[:1]), "case": str(row)}
             for row, image in enumerate(x)
         ]
         fit_metric(model, items, _as_it_is, seed % 2**31)  # type: ignore[arg-type]
     generator = derive_generator(seed, "generator prior")
-    latents, made = [], []
-    for part in x.split(32):
-        batch = {"image": part}
+    latents, known, made = [], [], []
+    for batch in split(cases):
         condition = model.condition(batch)
         posterior = model.encode(batch, condition)
         latents += [posterior.rsample(generator).flatten(1) for _ in range(DRAWS)]
+        known += [batch["attributes"]] * DRAWS if told is not None else []
         if model.grain is not None:
             made.append(model.decode(posterior.mean, condition)["image"].mode())
     z = torch.cat(latents)
     if model.sampling_prior is not None and not has_metric(model):
         model.latent_scale.fill_(float(1 / z.std()))
-        model.sampling_prior.fit(z * model.latent_scale, seed=derive_seed(seed, "prior") % 2**31)
+        rows = torch.cat(known) if known and model.sampling_prior.attributes else None
+        number = derive_seed(seed, "prior") % 2**31
+        model.sampling_prior.fit(z * model.latent_scale, rows, seed=number)
     if model.grain is not None:
         model.grain.fit(torch.cat(made), x)

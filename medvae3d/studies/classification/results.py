@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
 
 
-CONTROLS: Mapping[str, str] = {"selected": "random"}
-"""Arms that are also compared with another one, at the same number and ratio."""
+CONTROLS: Mapping[str, str] = {"selected": "random", "adaptive": "synthetic"}
+"""Arms that are also compared with another one, at the same number and ratio, and generator."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +94,7 @@ def arms_of(
         p = np.asarray(rows, dtype=np.float64)
         of = dict(results)
         against = {} if name == reference else dict(runs.get((n, 0.0, reference), []))
-        control = dict(runs.get((n, ratio, CONTROLS[name]), [])) if name in CONTROLS else {}
+        control = dict(runs.get((n, ratio, _control_of(name)), []))
         found.append(
             Arm(
                 n,
@@ -108,6 +108,11 @@ def arms_of(
             )
         )
     return _corrected(found)
+
+
+def _control_of(name: str) -> str:
+    base, hyphen, variant = name.partition("-")
+    return CONTROLS[base] + hyphen + variant if base in CONTROLS else ""
 
 
 def _compared(

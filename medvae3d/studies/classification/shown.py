@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from medvae3d.evaluation.sections import Light, Measure, Section, Verdict
-from medvae3d.studies.classification import shown_generators
+from medvae3d.studies.classification import shown_adaptive, shown_generators
 from medvae3d.studies.classification.claims import (
     RULE_DIFFERENCE,
     difference,
@@ -225,6 +225,7 @@ def _label_noise(made: Section, arms: Sequence[Arm], classes: Sequence[str]) -> 
 
 SHOWS: Mapping[str, Callable[[Section, Sequence[Arm], Sequence[str]], None]] = {
     "against_random": _against_random,
+    "against_uniform": shown_adaptive.against_uniform,
     "balance": _balance,
     "controls": _controls,
     "copies": shown_generators.copies,
@@ -235,6 +236,7 @@ SHOWS: Mapping[str, Callable[[Section, Sequence[Arm], Sequence[str]], None]] = {
     "label_noise": _label_noise,
     "noise_counts": shown_generators.noise_counts,
     "only_above_chance": _only_above_chance,
+    "policy": shown_adaptive.policy,
     "quality": shown_generators.quality,
     "rounds": _rounds,
     "seeds": _seeds,

@@ -49,12 +49,14 @@ def copies(made: Section, arms: Sequence[Arm], classes: Sequence[str]) -> None:
 
 def gain_of_each(made: Section, arms: Sequence[Arm], classes: Sequence[str]) -> None:
     """What the images of each generator do for the classifier."""
-    names = dict.fromkeys(arm.name for arm in arms if parts_of(arm.name)[0] == "synthetic")
+    kinds = {"synthetic": "images of {}", "adaptive": "images of {}, more of the weaker class,"}
+    names = dict.fromkeys(arm.name for arm in arms if parts_of(arm.name)[0] in kinds)
     if not names:
         not_done(made, "images of a generator do better than none", "synthetic")
     for name in names:
-        of = parts_of(name)[1] or "the system"
-        difference(made, arms, name, f"images of {of} do better than none")
+        base, variant = parts_of(name)
+        of = kinds[base].format(variant or "the system")
+        difference(made, arms, name, f"{of} do better than none")
 
 
 def quality(made: Section, arms: Sequence[Arm], classes: Sequence[str]) -> None:

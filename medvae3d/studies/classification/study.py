@@ -44,7 +44,9 @@ from medvae3d.studies.classification.tasks import Images, Task, simplest_rule
 from medvae3d.studies.classification.work import (
     ARMS,
     BY_VALIDATION,
+    GENERATED,
     IN_CYCLES,
+    WITHOUT_CLASS,
     WITHOUT_EXTRA,
     Design,
 )
@@ -203,12 +205,17 @@ def _chosen(preset: Preset, options: ClassificationOptions) -> Preset:
 def _require_arms(chosen: Preset) -> None:
     for arm in chosen.arms:
         base, variant = parts_of(arm)
-        has_generator = base in ("synthetic", "synthetic_shuffled", "only")
-        known = chosen.generators if has_generator else ()
+        known = chosen.generators if base in GENERATED else ()
         if base not in ARMS or (variant and variant not in known) or arm.endswith("-"):
             more = [f"synthetic-{name}" for name in chosen.generators]
             raise SettingError(
                 f"--arms has {arm!r}; allowed are {', '.join((*ARMS, *more))}. Correct it."
+            )
+        if base in WITHOUT_CLASS and chosen.generator.is_told:
+            raise SettingError(
+                f"arm {arm} fits a generator on images without their classes, and that of this "
+                f"preset, {chosen.generator.function}, is told them. Leave out the arm, or take "
+                f"another preset."
             )
 
 

@@ -122,7 +122,11 @@ class Task:
                 )
 
     def training(self, n: int, seed: int) -> Images:
-        """The first ``n`` training cases of each class.
+        """The first ``n`` training cases of each class; see `training_rows`."""
+        return self.images[self.training_rows(n, seed)]
+
+    def training_rows(self, n: int, seed: int) -> list[int]:
+        """Where the first ``n`` training cases of each class are.
 
         Args:
             n: Cases of each class.
@@ -138,7 +142,7 @@ class Task:
                     f"--n asks for {n} training cases of each class; class {name} of task "
                     f"{self.name} has {len(rows)}. Ask for at most {min(map(len, order))}, or all."
                 )
-        return self.images[[row for rows in order for row in rows[:n]]]
+        return [row for rows in order for row in rows[:n]]
 
     def training_order(self, seed: int) -> list[list[int]]:
         """Training cases of each class: one of each subject, then the next of each."""
@@ -166,9 +170,14 @@ class Task:
 
 def balanced(images: Images, n: int | None = None) -> Images:
     """The first ``n`` cases of each class; as many as the smaller class has by default."""
-    rows = [torch.nonzero(images.y == value)[:, 0] for value in (0, 1)]
-    count = min(map(len, rows)) if n is None else n
-    return images[torch.cat([each[:count] for each in rows])]
+    count = min(int((images.y == value).sum()) for value in (0, 1)) if n is None else n
+    return first_of_each(images, (count, count))
+
+
+def first_of_each(images: Images, counts: Sequence[int]) -> Images:
+    """The first cases of each class, as many as ``counts`` says."""
+    rows = [torch.nonzero(images.y == value)[:n, 0] for value, n in enumerate(counts)]
+    return images[torch.cat(rows)]
 
 
 def simplest_rule(train: Images, unseen: Images) -> np.ndarray:

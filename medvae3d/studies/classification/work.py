@@ -9,6 +9,8 @@ Arms, all with the same classifier, number of steps, seeds and balance of classe
 - ``synthetic``, ``only``: ``classical`` with images of one generator a class, or these alone;
   ``synthetic-NAME`` with those of another generator of the preset;
 - ``synthetic_shuffled``: the same of generators whose images had their classes dealt out anew;
+- ``adaptive``: ``synthetic`` with as many images in all, but more of the class that a classifier
+  without them misses; ``adaptive-NAME`` as above;
 - ``samples``: ``classical`` with samples of any bundle, cut as real cases are;
 - ``selected``, ``random``: ``classical`` with images kept in cycles, or drawn at random;
 - ``self_learning``, ``retrained``: with VAE images labelled by the classifier itself, in rounds, or
@@ -32,6 +34,7 @@ from medvae3d.data.volumes import write_bytes
 from medvae3d.evaluation.privacy import copy_check
 from medvae3d.seeding import derive_generator, derive_seed
 from medvae3d.studies.cells import Cell
+from medvae3d.studies.classification.adaptive import counts_of, held_out_recalls
 from medvae3d.studies.classification.classifiers import (
     AUGMENTATIONS,
     Mixture,
@@ -45,15 +48,26 @@ from medvae3d.studies.classification.quality import as_cases, quality_of
 from medvae3d.studies.classification.selection import Tools, select
 from medvae3d.studies.classification.self_learning import learn
 from medvae3d.studies.classification.sequences import shuffle_slices
-from medvae3d.studies.classification.tasks import Images, Task, balanced, shuffled
+from medvae3d.studies.classification.tasks import (
+    Images,
+    Task,
+    balanced,
+    first_of_each,
+    shuffled,
+)
 from medvae3d.training.checkpoints import load_state
 
 WITHOUT_EXTRA = ("real", "classical", "shuffled", "retrained", "slices_shuffled")
 WITH_RATIO = (
-    "copies", "noise", "synthetic", "synthetic_shuffled", "only", "samples", "self_learning",
+    "copies", "noise", "synthetic", "synthetic_shuffled", "only", "adaptive", "samples",
+    "self_learning",
 )  # fmt: skip
+# Fed with images of a generator of the preset, of another one with ``-NAME``.
+GENERATED = ("synthetic", "synthetic_shuffled", "only", "adaptive")
 # At most as many synthetic images as real ones.
 IN_CYCLES = ("selected", "random")
+# With a generator of all real images that is told no class.
+WITHOUT_CLASS = (*IN_CYCLES, "self_learning")
 ARMS = (*WITHOUT_EXTRA, *WITH_RATIO, *IN_CYCLES)
 # Arms that ask validation images for a decision, which may then not be judged.
 BY_VALIDATION = IN_CYCLES
@@ -128,13 +142,14 @@ class Work:
         extra, facts = self._extra(cell, real)
         if cell.arm == "shuffled":
             real = shuffled(real, cell.seed)
-        is_only = parts_of(cell.arm)[0] == "only"
+        base = parts_of(cell.arm)[0]
         return (
             Mixture(
-                None if is_only else real,
+                None if base == "only" else real,
                 extra,
                 is_augmented=cell.arm != "real",
                 least_real=self.preset.classifier.least_real,
+                follows_counts=base == "adaptive",
             ),
             facts,
         )
@@ -146,9 +161,13 @@ class Work:
             return real[torch.cat([rows, rows + cell.n])], {}
         if cell.arm == "noise":
             return noise_like(real, count, cell.seed), {}
-        if parts_of(cell.arm)[0] in ("synthetic", "synthetic_shuffled", "only"):
+        if parts_of(cell.arm)[0] in GENERATED:
             made, facts = self._synthetic(cell, real)
-            return balanced(made, count), facts
+            if parts_of(cell.arm)[0] != "adaptive":
+                return balanced(made, count), facts
+            recalls = self._recalls(cell, real)
+            of_each = first_of_each(made, counts_of(recalls, 2 * count))
+            return of_each, facts | {"recalls": [round(value, 4) for value in recalls]}
         if cell.arm == "samples" and self.design.samples is not None:
             made = balanced(self.design.samples, count)
             return made, {"copies": copying(made, real, self.unseen)}
@@ -171,6 +190,8 @@ class Work:
     def _synthetic(self, cell: Cell, real: Images) -> tuple[Images, dict[str, Any]]:
         """Images for the largest ratio, made once for each generator, number of cases and seed."""
         count = max(1, round(cell.n * self.design.most_ratio))
+        if any(parts_of(arm)[0] == "adaptive" for arm in self.preset.arms):
+            count *= 2  # one class may get all
         base, variant = parts_of(cell.arm)
         kind = "_shuffled" * (base == "synthetic_shuffled") + f"_{variant}" * bool(variant)
         path = self.design.folder / "synthetic" / f"n{cell.n}_s{cell.seed}_{count}{kind}.pt"
@@ -188,6 +209,17 @@ class Work:
             write_tensors(path, {"x": made.x, "y": made.y, "facts": facts})
         state = load_state(path)
         return Images(state["x"], state["y"]), state["facts"]
+
+    def _recalls(self, cell: Cell, real: Images) -> tuple[float, float]:
+        task, settings = self.design.task, self.preset.classifier
+        subjects = [task.subjects[row] for row in task.training_rows(cell.n, self.design.seed)]
+        seed = derive_seed(cell.seed, "folds")
+
+        def judge(known: Images, held_out: Tensor, number: int) -> np.ndarray:
+            network = train_classifier(Mixture(known), settings, derive_seed(seed, number))
+            return probabilities(network, held_out)
+
+        return held_out_recalls(real, subjects, judge, seed)
 
     def _selected(self, cell: Cell, real: Images) -> tuple[Images | None, dict[str, Any]]:
         seed, settings = derive_seed(cell.seed, "selection"), self.preset

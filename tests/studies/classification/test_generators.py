@@ -9,6 +9,8 @@ import torch
 from monai.data import MetaTensor
 
 from medvae3d.errors import SettingError
+from medvae3d.models.traces import Condition
+from medvae3d.seeding import derive_generator, derive_seed
 from medvae3d.studies.classification.generators import (
     GeneratorSettings,
     fit_generator,
@@ -97,14 +99,19 @@ HOW = {
     "noise_gan_posterior": GeneratorSettings(
         "vae_noise_gan", BARE, recipe="noise_gan_posterior", noise="posterior"
     ),
+    "icvae": GeneratorSettings("icvae", BARE, recipe="icvae"),
 }
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_trains_and_gives_the_same_images_for_the_same_seed(balls, recipe):
     settings = replace(HOW[recipe], steps=4, batch_size=4)
-    x = balls.training(6, 0).of_class(0)
-    one, two = (fit_generator(x, settings, 5) for _ in range(2))
+    real = balls.training(6, 0)
+    x = real.of_class(0)
+    if settings.is_told:
+        one, two = (fit_generators(real, settings, 5).each[0] for _ in range(2))
+    else:
+        one, two = (fit_generator(x, settings, 5) for _ in range(2))
     made = one.sample(3, 1)
     assert made.shape == (3, *x.shape[1:]) and bool(torch.isfinite(made).all())
     assert torch.equal(made, two.sample(3, 1))
@@ -134,6 +141,34 @@ def test_the_encoder_rests_while_the_gan_of_its_noise_learns(balls):
     assert one.start_from is None and two.start_from is not None and two.twice(0) > 0
     with pytest.raises(SettingError, match="start from a prior"):
         one.twice(0)
+
+
+@pytest.mark.parametrize("function", ["icvae", "cvae"])
+def test_a_generator_that_is_told_the_class_draws_one_latent_as_both(balls, function):
+    recipe = "icvae" if function == "icvae" else "bound"
+    settings = GeneratorSettings(function, {**BARE, "components": 2}, steps=3, recipe=recipe)
+    real = balls.training(6, 0)
+    both = fit_generators(real, settings, 0)
+    dark, bright = both.each
+    assert dark.model is bright.model and not torch.equal(dark.told, bright.told)
+    assert dark.model.statistics.classes == ("0", "1")
+    made = both.sample(3, 1)
+    noise = [derive_generator(derive_seed(1, "class", 0), "image", i) for i in range(3)]
+    latents = dark.model.sample_latent(3, None, noise)
+    for value, one in enumerate(both.each):
+        heads = one.model.decode(latents, Condition(one.told.expand(3, -1)))
+        torch.testing.assert_close(made.of_class(value), heads["image"].mode().clamp_min(-1))
+    assert not torch.equal(made.of_class(0), made.of_class(1))
+    assert both.seconds == pytest.approx(2 * dark.seconds)
+
+
+def test_a_generator_that_is_told_the_class_needs_it(balls):
+    with pytest.raises(SettingError, match="'icvae' is told the class of each image"):
+        fit_generator(balls.training(6, 0).x, HOW["icvae"], 0)
+    with pytest.raises(SettingError, match="2 images to fit a generator on"):
+        fit_generators(balls.training(2, 0), HOW["icvae"], 0)
+    with pytest.raises(SettingError, match="'vae' is told no class.*cvae, icvae"):
+        GeneratorSettings("vae", recipe="icvae")
 
 
 def test_generators_of_one_preset_have_decoders_of_one_size(balls):
