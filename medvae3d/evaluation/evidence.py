@@ -126,11 +126,11 @@ def log_weights(
             for name, value in _errors(trace, batch).items():
                 errors[name].append(value)
             flowed = trace.flowed
-            if flowed.energy_error is not None and flowed.displacement is not None:
-                start = trace.first_z.flatten(1).norm(dim=1)
-                flow["energy_error"].append(flowed.energy_error.double())
-                flow["displacement"].append(flowed.displacement.double())
-                flow["relative_displacement"].append((flowed.displacement / start).double())
+            error, far, moved = flowed.energy_error, flowed.displacement, flowed.moved
+            if error is not None and far is not None and moved is not None:
+                flow["energy_error"].append(error.double())
+                flow["displacement"].append(far.double())
+                flow["relative_displacement"].append(moved.double())
             if progress is not None:
                 progress()
         columns.append(torch.stack(rows))

@@ -55,8 +55,9 @@ class Flowed:
         last_energy: The energy at the end, with what the cooling took out added back; without
             tempering it is :math:`H(z_K, \rho_K)`.
         force_norm: Norm of the force at :math:`z_K`.
-        displacement: Norm of :math:`z_K - z_0`. Below a thousandth of the norm of :math:`z_0`, the
-            flow does nothing.
+        momentum_norm: Norm of the last momentum :math:`\rho_K`, which has cooled to unit variance.
+        displacement: Norm of :math:`z_K - z_0`.
+        start_norm: Norm of :math:`z_0`.
         num_gradients: How often the gradient of the potential was taken.
         solver_residual: Of the implicit equations of a step, where there are any, :math:`(B,)`.
         solver_iterations: Most iterations that one of them took.
@@ -67,7 +68,9 @@ class Flowed:
     first_energy: Tensor | None = None
     last_energy: Tensor | None = None
     force_norm: Tensor | None = None
+    momentum_norm: Tensor | None = None
     displacement: Tensor | None = None
+    start_norm: Tensor | None = None
     num_gradients: int = 0
     solver_residual: Tensor | None = None
     solver_iterations: int = 0
@@ -79,19 +82,31 @@ class Flowed:
             return None
         return self.last_energy - self.first_energy
 
+    @property
+    def moved(self) -> Tensor | None:
+        """Displacement over the norm of the first latent; below a thousandth, nothing happens."""
+        if self.displacement is None or self.start_norm is None:
+            return None
+        return self.displacement / self.start_norm.clamp_min(torch.finfo(self.z.dtype).tiny)
+
     def report(self) -> dict[str, float]:
-        """Batch means for the log, of the energy error the median size; empty without a flow."""
-        error = self.energy_error
-        if error is None or self.force_norm is None or self.displacement is None:
+        """Medians over the batch for the log, in nats or in units of the latent; of nothing, none.
+
+        ``energy_error``, ``force_norm``, ``momentum_norm`` and ``moved``; of implicit steps the
+        worst ``solver_residual`` and ``solver_iterations`` too.
+        """
+        error, moved = self.energy_error, self.moved
+        if error is None or moved is None or self.force_norm is None or self.momentum_norm is None:
             return {}
         found = {
-            "flow_energy_error": error.abs().median().item(),
-            "flow_force_norm": self.force_norm.mean().item(),
-            "flow_displacement": self.displacement.mean().item(),
+            "energy_error": error.abs().median().item(),
+            "force_norm": self.force_norm.median().item(),
+            "momentum_norm": self.momentum_norm.median().item(),
+            "moved": moved.median().item(),
         }
         if self.solver_residual is not None:
-            found["flow_solver_residual"] = self.solver_residual.max().item()
-            found["flow_solver_iterations"] = float(self.solver_iterations)
+            found["solver_residual"] = self.solver_residual.max().item()
+            found["solver_iterations"] = float(self.solver_iterations)
         return found
 
 
@@ -247,7 +262,9 @@ class HamiltonianFlow(nn.Module):
             first_energy=first_energy,
             last_energy=first_energy + energy_error,
             force_norm=start.force.detach().flatten(1).norm(dim=1),
+            momentum_norm=momentum.detach().flatten(1).norm(dim=1),
             displacement=(z - first_z).detach().flatten(1).norm(dim=1),
+            start_norm=first_z.detach().flatten(1).norm(dim=1),
             num_gradients=taken,
         )
         self._require_converged(flowed, energy_error, start.force.detach())

@@ -212,23 +212,12 @@ class ModelPlayer(Player):
         turn.traces[self.name] = (trace, batch)
         turn.log.update({f"{self.name}/{key}": float(value) for key, value in values.items()})
         turn.log[f"{self.name}/loss"] = float(loss.detach())
-        if trace.flowed.num_gradients:
-            turn.log[f"{self.name}/energy_error"] = _energy_error(trace)
-        if trace.flowed.solver_residual is not None:
-            residual = float(trace.flowed.solver_residual.max())
-            turn.log[f"{self.name}/solver_residual"] = residual
+        reported = trace.flowed.report()
+        turn.log.update({f"{self.name}/{key}": value for key, value in reported.items()})
 
     def _pass(self, batch: Batch, turn: Turn) -> Trace:
         """What the objective judges."""
         return self.model.trace(batch, turn.generator, with_flow=turn.step >= self.flow_start)
-
-
-def _energy_error(trace: Trace) -> float:
-    """What the integrator added to the energy, the median over a batch, in nats."""
-    first, last = trace.flowed.first_energy, trace.flowed.last_energy
-    if first is None or last is None:
-        return 0.0
-    return float((last - first).abs().median())
 
 
 class DiscriminatorPlayer(Player):

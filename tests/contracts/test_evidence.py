@@ -12,9 +12,11 @@ import pytest
 import torch
 from torch import nn
 
+from medvae3d.apps.systems import system_settings
 from medvae3d.errors import SettingError
 from medvae3d.evaluation.evidence import LogWeights, log_likelihood, log_weights
 from medvae3d.models import zoo
+from medvae3d.models.registry import SYSTEMS
 from medvae3d.numerics import inverse_softplus
 from medvae3d.probability import PointMass
 from medvae3d.probability.posteriors import MIN_SCALE
@@ -44,8 +46,13 @@ class LinearEncoder(nn.Module):
 
 
 class LinearDecoder(nn.Module):
+    coarse_strides = ((2, 2, 2),)
+
     def forward(self, z, vector=None, maps=None):
         return (z.double() @ WEIGHT.T).reshape(-1, 1, 1, 1, VOXELS)
+
+    def pyramid(self, z, vector=None, maps=None):
+        return [self(-z), self(z)]  # what is coarse has no part in the evidence
 
 
 def linear(make, **options):
@@ -70,6 +77,7 @@ def linear(make, **options):
 MEMBERS = {
     "vae": lambda: linear(zoo.vae),
     "cvae": lambda: linear(zoo.cvae, classes=("a", "b")),
+    "cvae_multiscale": lambda: linear(zoo.cvae_multiscale, coarse=1),
     "icvae": lambda: linear(zoo.icvae, classes=("a", "b")),
     "hvae": lambda: linear(zoo.hvae, num_steps=3, step_size=0.15, initial_beta=0.8),
     "hvae, no steps": lambda: linear(zoo.hvae, num_steps=0),
@@ -107,6 +115,15 @@ def test_the_estimate_agrees_with_the_exact_evidence(name):
     found, error = estimate(MEMBERS[name]())
     assert (error < 0.05).all()
     assert ((found - exact(images())).abs() < 3 * error).all()
+
+
+def test_every_system_with_a_likelihood_has_its_model_among_them():
+    made = {name for name, each in SYSTEMS.items() if each.tractable}
+    models = {name: system_settings(name)["network_def"]["_target_"] for name in made}
+    assert {path.rpartition(".")[2] for path in models.values()} <= {
+        name.partition(",")[0] for name in MEMBERS
+    }
+    assert len(made) == 9
 
 
 def test_the_public_form_of_a_riemannian_bound_is_no_estimate():

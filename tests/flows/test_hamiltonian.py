@@ -342,10 +342,24 @@ def test_no_grad_gives_the_same_numbers_and_no_graph():
 
 def test_reports_stand_outside_of_the_graph():
     flowed = HamiltonianFlow(2, 0.1)(draw(3, 4, dtype=torch.float32), quartic)
-    reported = [flowed.first_energy, flowed.last_energy, flowed.force_norm, flowed.displacement]
+    reported = [flowed.first_energy, flowed.last_energy, flowed.force_norm, flowed.momentum_norm]
+    reported += [flowed.displacement, flowed.start_norm, flowed.moved]
     assert not any(value.requires_grad for value in reported)
-    assert set(flowed.report()) == {"flow_energy_error", "flow_force_norm", "flow_displacement"}
+    assert set(flowed.report()) == {"energy_error", "force_norm", "momentum_norm", "moved"}
     assert Identity()(draw(3, 4), quartic).report() == {}
+
+
+def test_reports_are_norms_of_where_the_flow_ends():
+    z, noise = draw(5, 6), draw(5, 6, seed=1)
+    flowed, momentum = HamiltonianFlow(3, 0.1, 0.4).double().move(z, noise, quartic)
+    force = flowed.z**3 + flowed.z
+    found = flowed.report()
+    for name, value in (("force_norm", force), ("momentum_norm", momentum)):
+        assert found[name] == pytest.approx(value.norm(dim=1).median().item())
+    moved = (flowed.z - z).norm(dim=1) / z.norm(dim=1)
+    assert found["moved"] == pytest.approx(moved.median().item())
+    still = HamiltonianFlow(3, 0.0).double().move(z, noise, quartic)[0]
+    assert still.report()["moved"] == 0
 
 
 def test_a_sample_depends_on_its_own_generator_alone():

@@ -254,7 +254,9 @@ def test_the_solver_says_how_far_it_came():
 
 def test_a_flow_reports_its_solver_and_refuses_what_is_not_solved():
     flowed = fitted()(draw(3, 4), quartic)
-    assert flowed.report()["flow_solver_iterations"] == flowed.solver_iterations > 1
+    found = flowed.report()
+    assert found["solver_iterations"] == flowed.solver_iterations > 1
+    assert found["momentum_norm"] > 0 and found["moved"] > 1e-3
     assert flowed.solver_residual.max() < 1e-10
     with pytest.raises(DivergedFlowError, match=r"residual.*after 2 iterations.*Lower step_size"):
         fitted(step_size=0.8, iterations=2)(3 * draw(3, 4), quartic)

@@ -105,6 +105,8 @@ def test_training_logs_the_gradient_of_the_metric_network_and_the_solver():
     assert found["model/metric_gradient_norm"] > 0
     assert found["model/metric_gradient_norm"] <= found["model/gradient_norm"]
     assert found["model/solver_residual"] < 1e-6
+    assert found["model/moved"] > 1e-3
+    assert min(found["model/force_norm"], found["model/momentum_norm"]) > 0
     assert len(fitted().flow.pairs)
 
 

@@ -31,7 +31,7 @@ def test_a_new_block_is_the_identity():
 
 @pytest.mark.parametrize(("vector_features", "map_channels"), [(5, 0), (0, 3), (5, 3)])
 def test_a_new_modulation_changes_nothing_whatever_the_condition(vector_features, map_channels):
-    """The first check of the spec sheet: embeddings start as plain normalisation."""
+    """Embeddings start as plain normalisation."""
     h = torch.randn(2, 8, 4, 4, 4)
     modulation = Modulation(8, vector_features, map_channels)
     vector = torch.randn(2, vector_features) * 100 if vector_features else None

@@ -17,13 +17,28 @@ from medvae3d.data.patches import patch_loader
 from medvae3d.models.grain import Grain
 from medvae3d.models.latent import LatentModel
 from medvae3d.models.statistics import TrainingStatistics
-from medvae3d.models.zoo import cvae_fill, cvae_multiscale, hvae, pavae, rhvae, vae, vqvae
+from medvae3d.models.zoo import (
+    cvae_fill,
+    cvae_multiscale,
+    hvae,
+    icvae,
+    pavae,
+    rhvae,
+    vae,
+    vqvae,
+)
 from medvae3d.networks.discriminators import PatchDiscriminator
 from medvae3d.objectives.codes import code_objective
-from medvae3d.objectives.compositions import joint_objective, texture_objective
+from medvae3d.objectives.compositions import (
+    disc_vae_objective,
+    joint_objective,
+    texture_objective,
+)
 from medvae3d.objectives.conditional import fill_objective, multiscale_objective
+from medvae3d.objectives.independence import icvae_objective
 from medvae3d.objectives.introspective import SoftIntrospection, introspect
 from medvae3d.objectives.terms import Objective
+from medvae3d.objectives.vae_gan import vae_gan_objectives
 from medvae3d.training.fitting import LocationFitter
 from medvae3d.training.loading import PatchStream, collate
 from medvae3d.training.players import (
@@ -67,6 +82,11 @@ def texture(*args: Any, **options: Any) -> LatentModel:
     return made.texture
 
 
+def critic() -> PatchDiscriminator:
+    torch.manual_seed(1)
+    return PatchDiscriminator(3, channels=(4, 8)).eval()
+
+
 def models() -> dict[str, tuple[Any, Any]]:
     """How each is made, and what it is trained on."""
     drops = {**JOINT, "channel_dropout": 0.5}
@@ -79,6 +99,13 @@ def models() -> dict[str, tuple[Any, Any]]:
         "cvae_fill": (lambda: cvae_fill(SHAPE, **JOINT), lambda m: fill_objective(m)),
         "cvae_multiscale": (lambda: cvae_multiscale(SHAPE, **JOINT, coarse=1),
                             lambda m: multiscale_objective(weights=[0.5])),
+        "icvae": (lambda: icvae(SHAPE, **JOINT, classes=("a", "b")), lambda m: icvae_objective(m)),
+        "disc_vae": (lambda: vae(SHAPE, **JOINT),
+                     lambda m: disc_vae_objective(m, critic(), adversarial_weight=0.5)),
+        "vae_gan, encoder": (lambda: vae(SHAPE, **JOINT),
+                             lambda m: vae_gan_objectives(m, critic())[0]),
+        "vae_gan, decoder": (lambda: vae(SHAPE, **JOINT),
+                             lambda m: vae_gan_objectives(m, critic())[1]),
         "pavae": (texture, lambda m: texture_objective(nn.Conv3d(3, 1, 1))),
     }  # fmt: skip
 
@@ -92,6 +119,8 @@ def test_what_stands_in_the_place_of_a_missing_channel_changes_no_gradient(
     batch = batch_of(kind)
     if name == "pavae":
         batch["attributes"] = torch.zeros(3, 7)
+    elif name == "icvae":
+        batch["attributes"] = torch.eye(2)[[0, 1, 0]]
     found = []
     for value in (0.0, *PLANTED):
         torch.manual_seed(0)

@@ -103,6 +103,13 @@ def test_a_flow_of_small_errors_is_sound():
     assert not warnings_of(rows)
 
 
+def test_a_flow_that_does_nothing_is_told():
+    told = warnings_of(series("model/moved", [0.02, 4e-4, 0.002, 4e-4, 3e-4, 3e-4]))
+    assert len(told) == 1
+    assert told[0].startswith("warning: step 5: the flow of model does nothing")
+    assert "network_def#step_size" in told[0]
+
+
 def test_a_discriminator_too_strong_is_told_after_long():
     accuracies = series("discriminator/accuracy", [0.99] * 12)
     told = warnings_of(accuracies, players=[judge()])
