@@ -184,7 +184,7 @@ GIVEN: Mapping[str, Given] = {
     }, {"most=100": 'most=100, sections="masks"'}),
     "docs/how-to/explore.md": Given(
         together(explored, SARCOMAS),
-        before={3: together(list_of("cases.json"), one_scan), 4: without("filler")},
+        before={3: together(list_of("cases.json"), one_scan), 5: without("filler")},
     ),
     "docs/how-to/export.md": Given(needs=("onnx", "onnxruntime", "onnxscript")),
     "docs/how-to/formats.md": Given(other_formats, needs=("pydicom", "highdicom", "webdataset")),

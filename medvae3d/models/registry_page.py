@@ -16,7 +16,8 @@ its mask, and is trained with one command:
 usage: medvae3d train NAME --datalist LIST --out DIR
 ```
 
-`DIR` is a bundle afterwards. This page is written from `medvae3d/models/registry.py`.
+`DIR` is a bundle afterwards. [Evidence](evidence.md) says of each what it has to show, and what
+holds it. This page is written from `medvae3d/models/registry.py`.
 """
 
 

@@ -5,71 +5,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from small_fillings import (
+    RECIPE,
+    SIDE,
+    cases,
+    divergence,
+    host_of,
+    region,
+    seeded,
+    trained_filler,
+)
 
 from medvae3d.errors import LabelError, SettingError
 from medvae3d.geometry import Grid
 from medvae3d.models.zoo import cvae_fill, vae
-from medvae3d.objectives.conditional import fill_objective
 from medvae3d.synthesis.filling import fill_region
 from medvae3d.synthesis.hosts import host_in_memory
-from medvae3d.synthesis.recipe import Recipe
-
-SIDE = 16
-RECIPE = Recipe.from_config(
-    {
-        "channels": [
-            {
-                "name": "CT",
-                "unit": "HU",
-                "intensity": {"kind": "window", "low": -100, "high": 100},
-                "dtype": "float32",
-            }
-        ],
-        "labels": {"background": 0, "lesion": 1},
-        "spacing": [2.0, 2.0, 2.0],
-        "spatial_shape": [SIDE] * 3,
-        "synthesis": {"kind": "joint"},
-    }
-)
-
-
-def cases(count, seed):
-    """A slope of tissue of some brightness, and a bright ball in half of the cases."""
-    generator = torch.Generator().manual_seed(seed)
-    axis = torch.arange(float(SIDE)) - (SIDE - 1) / 2
-    grid = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"))
-    images, masks = [], []
-    for index in range(count):
-        level = torch.randn(1, generator=generator) * 0.15
-        slope = torch.randn(3, generator=generator) * 0.03
-        middle = torch.randn(3, generator=generator) * 2
-        ball = ((grid - middle.reshape(3, 1, 1, 1)).norm(dim=0) < 3.0)[None] & (index % 2 == 0)
-        tissue = level + (slope.reshape(3, 1, 1, 1) * grid).sum(0)[None]
-        images.append(tissue + 0.6 * ball)
-        masks.append(ball.float())
-    return torch.stack(images), torch.stack(masks)
-
-
-def host_of(image, mask, turned=False):
-    array = (image * 100).numpy().astype(np.float32)
-    affine = np.diag([2.0, 2.0, 2.0, 1.0])
-    if turned:
-        affine[0] *= -1
-        array, mask = array[:, ::-1].copy(), mask.flip(1)
-    grid = Grid(array.shape[1:], affine)
-    inside = np.ones(array.shape[1:], bool)
-    label = mask[0].numpy().astype(np.uint8)
-    return host_in_memory(array, grid, RECIPE, label=label, brain=inside)
-
-
-def region():
-    hole = np.zeros((SIDE,) * 3, bool)
-    hole[4:12, 4:12, 4:12] = True
-    return hole
-
-
-def seeded(*seeds):
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
 @pytest.fixture(scope="module")
@@ -141,31 +92,27 @@ def test_what_cannot_be_filled_is_refused(untrained):
 
 @pytest.fixture(scope="module")
 def trained():
-    torch.manual_seed(0)
-    model = cvae_fill(
-        (SIDE,) * 3, channels=(8, 16), latent_channels=2, components=0, whole=0.05, told=0.7
-    )
-    images, masks = cases(64, 1)
-    objective = fill_objective(model)
-    optimizer = torch.optim.Adam(model.parameters(), 2e-3)
-    generator = torch.Generator().manual_seed(3)
-    for step in range(400):
-        rows = torch.randint(len(images), (8,), generator=generator)
-        batch = {"image": images[rows], "mask": masks[rows]}
-        loss, _ = objective(model.trace(batch, generator), batch, step)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return model.eval()
+    return trained_filler()
+
+
+@pytest.mark.slow
+def test_a_trained_recognition_network_says_more_than_the_prior_network(trained):
+    """0.5 to 0.8 nats were found; of an encoder that is not trained, 15,000 and more."""
+    found = divergence(trained)
+    assert found.min() > 0.1 and found.max() < 100
+
+
+def across(volume, first, last):
+    """Absolute differences across the two faces of the hole along an axis that was put first."""
+    steps = np.abs(np.diff(volume, axis=0))[[first - 1, last - 1]]
+    return steps[:, first:last, first:last].ravel()
 
 
 @pytest.mark.slow
 def test_a_filling_is_nearer_than_the_mean_and_shows_no_seam(trained):
+    """Steps across the border: 3.7 HU where those of the tissue are 2.1, and its steepest 9."""
     images, masks = cases(16, 2)
     hole = region()
-    inner = np.zeros_like(hole)
-    inner[5:11, 5:11, 5:11] = True
-    edge = hole & ~inner
     errors, means, jumps, real = [], [], [], []
     for image, mask in zip(images[1::2], masks[1::2], strict=True):  # those without a ball
         host = host_of(image, mask)
@@ -174,11 +121,21 @@ def test_a_filling_is_nearer_than_the_mean_and_shows_no_seam(trained):
         )
         errors.append(np.square(made.image - host.image)[:, hole].mean())
         means.append(np.square(host.image[:, ~hole].mean() - host.image)[:, hole].mean())
-        jumps.append(np.abs(np.diff(made.image[0], axis=0))[3:4][:, 4:12, 4:12].mean())
-        real.append(np.abs(np.diff(host.image[0], axis=0)).max())
-    assert np.mean(errors) < np.mean(means)
-    assert np.mean(jumps) < 3 * np.mean(real) + 2
-    assert edge.any()
+        for axis in range(3):
+            jumps.append(across(np.moveaxis(made.image[0], axis, 0), 4, 12))
+            real.append(np.abs(np.diff(host.image[0], axis=axis)).ravel())
+    assert np.mean(errors) < 0.5 * np.mean(means)
+    jumps, real = np.concatenate(jumps), np.concatenate(real)
+    print(
+        "SEAM",
+        jumps.mean(),
+        real.mean(),
+        real.max(),
+        [(jumps > np.percentile(real, q)).mean() for q in (95, 99, 100)],
+        jumps.max(),
+    )
+    assert jumps.mean() < 2.5 * real.mean()
+    assert (jumps > real.max()).mean() < 0.05
 
 
 @pytest.mark.slow
