@@ -9,7 +9,7 @@
 #            LABEL_VENV=.venv-label   where MONAI Label is put on top of it
 #            MLFLOW_VENV=.venv-mlflow   where MLflow is put on top of it
 #            PIP_ARGS=...       more options for pip install, for instance another package index
-#            PYTEST_ARGS=...    more options for pytest, for instance -k insertion
+#            PYTEST_ARGS=...    more options for pytest, for instance -k insertion, or -n 0 for one process
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -17,6 +17,8 @@ LABEL_VENV ?= .venv-label
 MLFLOW_VENV ?= .venv-mlflow
 AUDIT_VENV ?= .venv-audit
 FUZZ_SECONDS ?= 600
+# Tests run in a process for each core; tests/dealing.py says which of them go together.
+SPREAD := -n auto --maxprocesses 4 --dist loadfile
 LABEL := monailabel==0.8.5
 DEMO ?= demo
 PIP_ARGS ?=
@@ -71,10 +73,10 @@ demo: $(VENV)/.installed
 # busy machine ten times as much.
 test test-slow: export OMP_NUM_THREADS ?= 1
 test: lint
-	$(BIN)/python -m pytest -m "not slow and not integration" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow and not integration" $(SPREAD) $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.installed-dev $(VENV)/.installed-nnunet
-	$(BIN)/python -m pytest -m "slow or integration" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "slow or integration" $(SPREAD) $(PYTEST_ARGS)
 
 # An environment that sees the packages of the first one below its own.
 define on-top

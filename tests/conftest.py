@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from dealing import (  # noqa: F401  (hooks of xdist)
+    place,
+    pytest_xdist_auto_num_workers,
+    pytest_xdist_make_scheduler,
+)
 
 import medvae3d
 
@@ -13,7 +18,9 @@ REPOSITORY = Path(__file__).parents[1]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips what needs a CUDA device where there is none."""
+    """Skips what needs a CUDA device where there is none; a worker of xdist begins with the long."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: place(item.nodeid))
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return

@@ -23,6 +23,7 @@ def test_what_needs_a_gpu_is_skipped_without_one(
     added: dict[str, list[str]] = {"gpu": [], "slow": []}
     items = [
         SimpleNamespace(
+            nodeid=f"tests/{own}.py::test",
             get_closest_marker=lambda wanted, own=own: own if wanted == own else None,
             add_marker=lambda marker, own=own: added[own].append(marker.name),
         )
