@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips what needs a CUDA device where there is none; a worker of xdist begins with the long."""
+    """Skips what needs a CUDA device where there is none; a worker begins with what is long."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         items.sort(key=lambda item: place(item.nodeid))
     marked = [item for item in items if item.get_closest_marker("gpu")]

@@ -15,7 +15,6 @@ import pytest
 # Each of their tests goes by itself: they begin with nothing and run for up to minutes.
 APART = (
     "tests/apps/test_nodes.py",
-    "tests/bundles/test_multi_gpu.py",
     "tests/soak/test_kills.py",
     "tests/test_code_blocks.py",
     "tests/test_docs.py",
@@ -27,12 +26,12 @@ TOGETHER = {"tests/apps/test_ranges.py": "ray", "tests/test_spreading.py": "ray"
 # Beginnings of the names of what takes about a minute or more, longest first.
 FIRST = (
     "tests/test_docs.py::test_a_tutorial_runs_from_top_to_bottom[better-segmenter.md]",
+    "tests/bundles/test_multi_gpu.py",
     "tests/training/test_trained_systems.py",
     "ray",
     "tests/test_notebooks.py::test_a_segmenter_learns",
     "tests/models/test_conditional_systems.py",
     "tests/models/test_vqvae.py",
-    "tests/bundles/test_multi_gpu.py::test_after_a_killed_rank",
 )
 
 
