@@ -16,7 +16,8 @@ import torch
 from small_bundles import JOINT, NAMES, run, small_copy, workflow
 
 ROOT = Path(__file__).parents[2]
-STEPS = {"max_epochs": 4, "epoch_length": 10}
+NAME = JOINT[0]
+STEPS = {"max_epochs": 4, "epoch_length": 10, "batch_size": 2}
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 
@@ -50,6 +51,14 @@ def launch(bundle: Path, datalist: Path, processes: int, **changes: object) -> s
     return done.stdout + done.stderr
 
 
+@pytest.fixture(scope="module")
+def quiet(cases: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes train that nobody disturbs."""
+    bundle = small_copy(NAME, tmp_path_factory.mktemp("quiet") / NAME)
+    launch(bundle, cases(NAME), 2, **STEPS)
+    return bundle
+
+
 def scores(bundle: Path) -> list[float]:
     lines = (bundle / "eval" / "validation.jsonl").read_text().splitlines()
     return [float(json.loads(line)["score"]) for line in lines]
@@ -67,13 +76,11 @@ def test_two_processes_train(name: str, cases: Callable[[str], Path], tmp_path: 
 
 
 def test_two_processes_learn_what_one_learns_from_twice_the_batch(
-    cases: Callable[[str], Path], tmp_path: Path
+    quiet: Path, cases: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """Same cases in each step; noise and augmentation differ, so the way there differs a little."""
-    name = JOINT[0]
-    bundles = [small_copy(name, tmp_path / each / name) for each in ("one", "two")]
-    launch(bundles[0], cases(name), 1, batch_size=4, **STEPS)
-    launch(bundles[1], cases(name), 2, batch_size=2, **STEPS)
+    bundles = [small_copy(NAME, tmp_path / NAME), quiet]
+    launch(bundles[0], cases(NAME), 1, **{**STEPS, "batch_size": 2 * STEPS["batch_size"]})
     one, two = (scores(bundle) for bundle in bundles)
     learned = one[-1] - one[0]
     assert learned > 0
@@ -88,7 +95,7 @@ def test_equal_weights_have_equal_metrics_whatever_the_number_of_processes(
     cases: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """With a learning rate of 0 both validate the same weights; every process validates all cases."""
-    name, still = JOINT[0], {"learning_rate": 0.0, "max_epochs": 1, "epoch_length": 1}
+    name, still = NAME, {"learning_rate": 0.0, "max_epochs": 1, "epoch_length": 1}
     one, two = (small_copy(name, tmp_path / each / name) for each in ("one", "two"))
     made = workflow(one / "configs" / "train.json", datalist=str(cases(name)), **still)
     run(made)
@@ -105,15 +112,11 @@ def ranks_of(parent: int) -> list[int]:
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="processes are found in /proc")
 def test_after_a_killed_rank_all_go_on_from_the_last_state(
-    cases: Callable[[str], Path], tmp_path: Path
+    quiet: Path, cases: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """``torchrun --max-restarts`` starts all ranks anew; the weights are those of a quiet run."""
-    name = JOINT[0]
-    bundles = [small_copy(name, tmp_path / each / name) for each in ("quiet", "killed")]
-    launch(bundles[0], cases(name), 2, **STEPS)
-    command = command_line(
-        bundles[1], cases(name), 2, ["--max-restarts=2"], resume=True, **STEPS
-    )
+    bundle = small_copy(NAME, tmp_path / NAME)
+    command = command_line(bundle, cases(NAME), 2, ["--max-restarts=2"], resume=True, **STEPS)
     # Otherwise ranks of the second start read the addresses of the first one, and wait for ever:
     # pytorch issue 135712.
     own_store = {**environment(), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
@@ -124,7 +127,7 @@ def test_after_a_killed_rank_all_go_on_from_the_last_state(
         ) as torchrun,
     ):
         end = time.monotonic() + 400
-        state = bundles[1] / "models" / "train_state.pt"
+        state = bundle / "models" / "train_state.pt"
         while not state.exists():
             assert torchrun.poll() is None and time.monotonic() < end, (tmp_path / "log").read_text()
             time.sleep(0.05)
@@ -132,8 +135,8 @@ def test_after_a_killed_rank_all_go_on_from_the_last_state(
         assert torchrun.wait(timeout=400) == 0, (tmp_path / "log").read_text()
     said = (tmp_path / "log").read_text()
     assert "resumed after step" in said, "the second start has to go on, not to begin anew"
-    quiet, killed = (
-        torch.load(bundle / "models" / "model.pt", weights_only=True) for bundle in bundles
+    wanted, found = (
+        torch.load(each / "models" / "model.pt", weights_only=True) for each in (quiet, bundle)
     )
-    assert quiet.keys() == killed.keys()
-    assert all(torch.equal(quiet[key], killed[key]) for key in quiet)
+    assert wanted.keys() == found.keys()
+    assert all(torch.equal(wanted[key], found[key]) for key in wanted)
