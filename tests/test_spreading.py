@@ -98,6 +98,37 @@ def test_what_a_task_raises_reaches_the_caller(where, tmp_path):
 
 
 @pytest.mark.integration
+@pytest.mark.parametrize("state", ["works", "waits"])
+def test_workers_of_a_killed_process_end(state, tmp_path):
+    """Whether they are at a task or without one."""
+    script = tmp_path / "killed.py"
+    script.write_text(
+        "import sys, time\n"
+        "from medvae3d.spreading import Processes\n"
+        "class Long:\n"
+        "    def __call__(self):\n"
+        "        return self.work\n"
+        "    def work(self, task):\n"
+        "        print('begun', flush=True)\n"
+        "        time.sleep(task)\n"
+        "def done(task, result):\n"
+        "    time.sleep(300)\n"
+        "if __name__ == '__main__':\n"
+        f"    Processes(1).run(Long(), [{300 if state == 'works' else 0}], done)\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    call = [sys.executable, str(script)]
+    with subprocess.Popen(call, env=env, stdout=subprocess.PIPE) as parent:
+        try:
+            assert parent.stdout.readline() == b"begun\n"
+            parent.kill()
+            # Their standard output is that of the worker as well, so it ends with the last of them.
+            assert parent.communicate(timeout=60)[0] == b""
+        finally:
+            parent.kill()
+
+
+@pytest.mark.integration
 def test_ranks_share_the_tasks_and_all_get_all_results(tmp_path):
     script = tmp_path / "ranks.py"
     script.write_text(

@@ -12,6 +12,7 @@ from typing import Any
 
 from medvae3d.apps.bundle import load_bundle
 from medvae3d.evaluation.throughput import in_process, written_per_second
+from medvae3d.spreading import end_with_parent
 
 
 def throughput(
@@ -37,4 +38,5 @@ def measure(bundle_root: str, count: int, seed: int, weights: str) -> None:
 
 
 if __name__ == "__main__":
+    end_with_parent()
     measure(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

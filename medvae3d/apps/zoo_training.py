@@ -15,6 +15,7 @@ from medvae3d.apps.bundle import load_bundle
 from medvae3d.apps.trust import is_trusting, trusting
 from medvae3d.data.volumes import write_bytes
 from medvae3d.errors import OutputError, SettingError
+from medvae3d.spreading import end_with_parent, lifeline
 from medvae3d.studies.cells import read_object
 
 TIMING = "timing.json"
@@ -39,6 +40,8 @@ def train_apart(
 ) -> None:
     """Trains in a process of its own, and notes the memory and processor time of all of it.
 
+    Where this process is stopped or killed, the training saves its state and ends as well.
+
     Raises:
         SettingError: If it could not be trained.
     """
@@ -52,9 +55,17 @@ def train_apart(
         "changes": [*changes],
     }
     call = [sys.executable, "-m", "medvae3d.apps.zoo_training", json.dumps(order)]
-    process = subprocess.Popen(call, stderr=subprocess.PIPE, text=True)
-    with cast(IO[str], process.stderr) as pipe:
-        told = pipe.read()  # before waiting: a full pipe would keep it from ending
+    process: subprocess.Popen[str] | None = None
+    try:
+        with lifeline() as options:
+            process = subprocess.Popen(call, stderr=subprocess.PIPE, text=True, **options)
+            # Before waiting: a full pipe would keep it from ending.
+            told = cast(IO[str], process.stderr).read()
+    except BaseException:
+        if process is not None:
+            process.communicate()  # until its state is saved
+        raise
+    cast(IO[str], process.stderr).close()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode or not is_trained(root):
@@ -103,10 +114,12 @@ def train_one(order: Mapping[str, Any]) -> None:
         marks.append((done, time.process_time(), time.perf_counter()))
 
     is_resumed = Path(order["out"]).exists()
-    train(
+    outcome = train(
         order["system"], order["datalist"], order["out"], like=order["like"], seed=order["seed"],
         resume=True, changes=order["changes"], advance=advance,
     )  # fmt: skip
+    if outcome.signal is not None:
+        raise SystemExit("it was stopped, and its state is kept")
     counted = marks[min(WARM_UP, len(marks) // 2) :]
     (first, cpu, wall), (last, cpu_end, wall_end) = counted[0], counted[-1]
     steps = max(1, last - first)
@@ -122,6 +135,7 @@ def train_one(order: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    end_with_parent()
     given = json.loads(sys.argv[1])
     with trusting(given["trust"]):
         train_one(given)

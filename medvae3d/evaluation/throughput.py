@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from medvae3d.errors import OutputError
+from medvae3d.spreading import lifeline
 
 Write = Callable[[Path, int, int], Any]
 """Writes samples into a folder: which, how many, and the index of the first."""
@@ -74,13 +75,15 @@ def in_process(arguments: Sequence[str], timeout_s: float = 1800) -> dict[str, A
     Raises:
         OutputError: If it fails.
     """
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        check=False,
-    )
+    with lifeline() as options:
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+            **options,
+        )
     lines = done.stdout.strip().splitlines()
     try:
         found = json.loads(lines[-1])

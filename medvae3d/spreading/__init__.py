@@ -9,6 +9,7 @@ where results are files written whole or values returned once.
 from medvae3d.spreading.base import Begin, Done, Engine, Here, Work
 from medvae3d.spreading.choice import engine
 from medvae3d.spreading.cluster import LOCAL, OnRay
+from medvae3d.spreading.lifeline import end_with_parent, lifeline
 from medvae3d.spreading.processes import Processes
 from medvae3d.spreading.ranks import OnRanks, rank_and_world
 
@@ -22,6 +23,8 @@ __all__ = [
     "OnRay",
     "Processes",
     "Work",
+    "end_with_parent",
     "engine",
+    "lifeline",
     "rank_and_world",
 ]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from medvae3d.spreading.base import Begin, Deaths, Done, Work, ignored, use_threads
+from medvae3d.spreading.lifeline import end_after
 
 
 @dataclass
@@ -80,6 +81,9 @@ _works: list[Work] = []
 
 
 def _begin(begin: Begin, threads: int) -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        end_after(parent.join)  # else workers of a killed process wait for tasks for ever
     use_threads(threads)
     _works[:] = [begin()]
 

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import nibabel as nib
 import pytest
+
+from medvae3d.apps.zoo_training import is_trained
 
 SMALL = (
     "max_epochs=1", "epoch_length=2", "batch_size=2", "prior_passes=1", "val_interval=1",
@@ -67,3 +75,39 @@ def test_masks_of_training_cases_and_balls_are_filled_by_one_trained_pair(
     for one, other in zip(*made, strict=True):
         assert (one > 0).sum() == (other > 0).sum() > 0
         assert (one != other).any()
+
+
+TRAIN = """
+import sys
+from pathlib import Path
+from medvae3d.apps.zoo_training import train_apart
+
+datalist, root, *changes = sys.argv[1:]
+train_apart("vae", "vae", Path(datalist), Path(root), like=None, seed=0, changes=changes)
+"""
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_the_training_of_a_stopped_study_ends_with_it_and_goes_on_later(
+    number, phantom_list, tmp_path
+):
+    root = tmp_path / "vae"
+    changes = ("max_epochs=2000", *SMALL[1:])
+    call = [sys.executable, "-c", TRAIN, phantom_list, root, *changes]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen([*map(str, call)], env=env, stdout=subprocess.PIPE) as study:
+        try:
+            state, end = root / "models" / "train_state.pt", time.monotonic() + 240
+            while not state.exists():
+                assert study.poll() is None and time.monotonic() < end
+                time.sleep(0.1)
+            study.send_signal(number)
+            # Both have it, so it ends with the training: after its step, long before its 4000th.
+            study.communicate(timeout=60)
+        finally:
+            study.kill()
+    assert study.returncode == -number
+    assert not is_trained(root)
+    history = (root / "eval" / "validation.jsonl").read_text().splitlines()
+    assert 0 < len(history) < 2000
