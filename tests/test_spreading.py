@@ -123,7 +123,7 @@ def test_workers_of_a_killed_process_end(state, tmp_path):
             assert parent.stdout.readline() == b"begun\n"
             parent.kill()
             # Their standard output is that of the worker as well, so it ends with the last of them.
-            assert parent.communicate(timeout=60)[0] == b""
+            assert parent.communicate(timeout=120)[0] == b""
         finally:
             parent.kill()
 

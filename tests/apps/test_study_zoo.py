@@ -88,6 +88,7 @@ train_apart("vae", "vae", Path(datalist), Path(root), like=None, seed=0, changes
 
 
 @pytest.mark.integration
+@pytest.mark.timeout(900)  # ten seconds of processor time, more beside other work
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_the_training_of_a_stopped_study_ends_with_it_and_goes_on_later(
     number, phantom_list, tmp_path
@@ -98,13 +99,13 @@ def test_the_training_of_a_stopped_study_ends_with_it_and_goes_on_later(
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen([*map(str, call)], env=env, stdout=subprocess.PIPE) as study:
         try:
-            state, end = root / "models" / "train_state.pt", time.monotonic() + 240
+            state, end = root / "models" / "train_state.pt", time.monotonic() + 600
             while not state.exists():
                 assert study.poll() is None and time.monotonic() < end
                 time.sleep(0.1)
             study.send_signal(number)
             # Both have it, so it ends with the training: after its step, long before its 4000th.
-            study.communicate(timeout=60)
+            study.communicate(timeout=200)
         finally:
             study.kill()
     assert study.returncode == -number
