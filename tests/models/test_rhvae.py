@@ -10,11 +10,13 @@ import torch
 from small_models import generators
 
 from medvae3d.errors import MetricError, SettingError, StuckSamplerError
+from medvae3d.flows.geodesics import path_length
 from medvae3d.models.statistics import TrainingStatistics
 from medvae3d.models.volume_prior import VolumePrior
 from medvae3d.models.zoo import rhvae, vae
 from medvae3d.objectives.compositions import joint_objective
 from medvae3d.objectives.terms import elbo
+from medvae3d.synthesis.exploring import path_between
 from medvae3d.training.fitting import PriorFitter
 from medvae3d.training.loading import BatchPreparation, StepLoader
 from medvae3d.training.metrics import MetricFitter, fit_metric
@@ -193,6 +195,16 @@ def test_the_metric_of_a_plain_model_is_of_inverse_covariances():
     assert metric.shaped and not metric.is_inverse
     expected = torch.diag_embed(posterior.scale.double() ** -2)
     torch.testing.assert_close(metric.matrices, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_geodesic_of_a_fitted_model_leads_from_case_to_case_and_is_no_longer_than_the_line():
+    made = fitted()
+    first, last = made.flow.pairs.centroids[:2].double()
+    path = path_between(made, first.float(), last.float(), 5, "geodesic").double()
+    torch.testing.assert_close(path[[0, -1]], torch.stack([first, last]), atol=1e-5, rtol=1e-5)
+    line = torch.lerp(first, last, torch.linspace(0, 1, 5, dtype=torch.float64)[:, None])
+    metric = made.flow.metric
+    assert path_length(metric, path) <= path_length(metric, line) * (1 + 1e-6)
 
 
 # Bad input.
