@@ -10,6 +10,7 @@ from torch import Tensor
 
 from medvae3d.errors import SettingError
 from medvae3d.models.latent import LatentModel
+from medvae3d.objectives.schedules import delayed, warm_up
 from medvae3d.objectives.terms import Batch, Objective, Term, nll, one_sample_kl, overlap
 from medvae3d.probability.codebook import Codebooks, Codes
 
@@ -28,33 +29,54 @@ def perplexity(trace: Trace, batch: Batch) -> Tensor:
     return least.expand(len(trace.first_z)).detach()
 
 
+def encoded_again(model: LatentModel, trace: Trace, batch: Batch) -> Tensor:
+    """What the encoder says of what was decoded, for `Codebooks`, ``(B, D, i, j, k)``.
+
+    It is shown the mode of the image and the most likely labels, the gradient of the latter handed
+    on to their probabilities. Nothing is hidden and no number is drawn.
+    """
+    parts = dict(batch)
+    if "image" in trace.heads:
+        parts["image"] = trace.heads["image"].mode()
+    if "mask" in trace.heads:
+        head = trace.heads["mask"]
+        soft = head.foreground()
+        hard = head.encode(head.mode().to(soft))
+        parts["mask_probability"] = soft + (hard - soft).detach()
+    x = model.encoder_input(parts, trace.condition, hiding=False)
+    return model.encoded(x, trace.condition)[1]
+
+
 @dataclass(frozen=True)
 class Return:
     r"""How far the decoded is from being encoded to the codes it was made of, ``(B,)``.
 
     Between two codes a small change decides, and what is decoded is smoother than what was seen;
-    without this, a part of the codes is not what comes back. The encoder is shown the mode of the
-    image and the most likely labels, the gradient of the latter handed on to their probabilities.
+    without this, a part of the codes is not what comes back.
 
     Attributes:
         model: Whose encoder and codebook are asked.
+        start: First step at which the term counts. What is decoded has to be worth reading by then.
     """
 
     model: LatentModel
+    start: int = 0
 
     def __call__(self, trace: Trace, batch: Batch) -> Tensor:
-        parts = dict(batch)
-        if "image" in trace.heads:
-            parts["image"] = trace.heads["image"].mode()
-        if "mask" in trace.heads:
-            head = trace.heads["mask"]
-            soft = head.foreground()
-            hard = head.encode(head.mode().to(soft))
-            parts["mask_probability"] = soft + (hard - soft).detach()
-        x = self.model.encoder_input(parts, trace.condition, hiding=False)
-        features = self.model.encoded(x, trace.condition)[1]
         codebooks = cast(Codebooks, self.model.posterior)
+        features = encoded_again(self.model, trace, batch)
         return codebooks.misnaming(features, cast(Codes, trace.posterior).indices)
+
+
+@torch.no_grad()
+def returned(model: LatentModel, trace: Trace, batch: Batch) -> Tensor:
+    """Share of codes that come back when what was decoded is encoded again, ``(B,)``.
+
+    Over the places of all levels together. The model is in evaluation mode: codes stay.
+    """
+    again = cast(Codebooks, model.posterior)(encoded_again(model, trace, batch)).indices
+    pairs = zip(cast(Codes, trace.posterior).indices, again, strict=True)
+    return torch.cat([(a == b).float().flatten(1) for a, b in pairs], 1).mean(1)
 
 
 def code_objective(
@@ -62,6 +84,8 @@ def code_objective(
     *,
     commitment_weight: float = 0.25,
     return_weight: float = 0.0,
+    return_start: int = 0,
+    return_rise: int = 0,
     overlap_weight: float = 0.0,
 ) -> Objective:
     r"""The bound of a joint VQ-VAE, and the commitment of its encoder.
@@ -77,7 +101,9 @@ def code_objective(
     Args:
         model: The model, for the term that asks it; needed with ``return_weight``.
         commitment_weight: Weight :math:`b`, against a reconstruction in nats a voxel.
-        return_weight: Weight :math:`w_r` of `Return`.
+        return_weight: Final weight :math:`w_r` of `Return`.
+        return_start: First step of it; before, it costs nothing.
+        return_rise: Steps from there over which its weight rises.
         overlap_weight: Weight :math:`w_o` of one minus the soft Dice of the mask.
 
     References:
@@ -92,7 +118,9 @@ def code_objective(
     if return_weight and model is None:
         raise SettingError(f"return_weight {return_weight} without a model. Set `model` too.")
     if return_weight and model is not None:
-        terms.append(Term("return", Return(model), weight=return_weight, is_mean=True))
+        rise = delayed(return_start, warm_up(return_rise, top=return_weight))
+        back = Return(model, return_start)
+        terms.append(Term("return", back, weight=rise, is_mean=True))
     if overlap_weight:
         terms.append(Term("overlap", overlap, weight=overlap_weight, is_mean=True))
     return Objective(terms, per_voxel=True)

@@ -96,6 +96,10 @@ class Codebook(nn.Module):
         features: Length of a code.
         decay: Decay :math:`g` of the running sums.
         dead_share: Share of an average count below which a code is dead.
+
+    Attributes:
+        revives: Whether dead codes are put among the vectors. What is put there parts vectors that
+            one code named until then, so near the end of a training it is better left.
     """
 
     codes: Tensor
@@ -116,6 +120,7 @@ class Codebook(nn.Module):
         self.features = features
         self.decay = decay
         self.dead_share = dead_share
+        self.revives = True
         generator = derive_generator(codes, "codebook", features)
         self.register_buffer("codes", torch.randn(codes, features, generator=generator))
         self.register_buffer("counts", torch.ones(codes))
@@ -166,7 +171,7 @@ class Codebook(nn.Module):
         smooth = (self.counts + EPSILON) * total / (total + self.size * EPSILON)
         self.codes.copy_(self.sums / smooth[:, None])
         dead = self.counts < self.dead_share * per_code
-        if bool(dead.any()):
+        if self.revives and bool(dead.any()):
             self._place(dead, vectors, generator, float(per_code))
         self.updates += 1
 
@@ -263,6 +268,11 @@ class Codebooks(nn.Module):
     @property
     def is_standard(self) -> bool:
         return False
+
+    def settle(self, settled: bool = True) -> None:
+        """Says whether dead codes stay as they are from now on; see `Codebook`."""
+        for _, book in self._levels:
+            book.revives = not settled
 
     def require_data_for(self, cases: int) -> None:
         """Checks that a number of cases can fill the codebook.

@@ -95,6 +95,7 @@ class CodebookPlayer(ModelPlayer):
     Args:
         *args: See `ModelPlayer`.
         dataset: The training cases.
+        settle_start: First step from which dead codes are left as they are; never by default.
         **options: See `ModelPlayer`.
 
     Raises:
@@ -102,8 +103,11 @@ class CodebookPlayer(ModelPlayer):
             codes.
     """
 
-    def __init__(self, *args: Any, dataset: Sized, **options: Any) -> None:
+    def __init__(
+        self, *args: Any, dataset: Sized, settle_start: int | None = None, **options: Any
+    ) -> None:
         super().__init__(*args, **options)
+        self.settle_start = settle_start
         posterior = self.model.posterior
         if not isinstance(posterior, Codebooks):
             raise SettingError(
@@ -111,3 +115,9 @@ class CodebookPlayer(ModelPlayer):
                 "or use ModelPlayer."
             )
         posterior.require_data_for(len(dataset))
+        self.codebooks = posterior
+
+    def play(self, turn: Turn, autocast: Any) -> None:
+        is_late = self.settle_start is not None and turn.step >= self.settle_start
+        self.codebooks.settle(is_late)
+        super().play(turn, autocast)

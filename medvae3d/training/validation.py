@@ -14,7 +14,9 @@ from monai.handlers import stopping_fn_from_metric
 from torch import Tensor
 
 from medvae3d.models.latent import Batch, LatentModel, Trace
+from medvae3d.objectives.codes import returned
 from medvae3d.objectives.terms import elbo
+from medvae3d.probability.codebook import Codes
 from medvae3d.seeding import derive_seed
 from medvae3d.training.health import latent_health
 from medvae3d.training.players import Select
@@ -43,8 +45,9 @@ class LatentEvaluator(Evaluator):
     """Scores latent models on unseen cases, with fixed noise.
 
     Each model adds to the metrics ``<name>/elbo_per_voxel``, and, as far as it has the heads,
-    ``<name>/nmse`` and ``<name>/dice``; the key metric ``score`` is the sum of the bounds per
-    voxel. After each pass the state of the latent is added as ``<name>/latent_*``.
+    ``<name>/nmse`` and ``<name>/dice``; one of codes adds ``<name>/codes_returned``, the share that
+    comes back when what was decoded is encoded again. The key metric ``score`` is the sum of the
+    bounds per voxel. After each pass the state of the latent is added as ``<name>/latent_*``.
 
     Args:
         device: Where to evaluate.
@@ -108,6 +111,8 @@ class LatentEvaluator(Evaluator):
             with torch.no_grad():
                 trace = model.trace(seen, generator, with_flow=False)
                 values = self._values(trace, seen)
+                if isinstance(trace.posterior, Codes):
+                    values["codes_returned"] = float(returned(model, trace, seen).mean())
             self._posteriors[name].append(trace.posterior)
             output["score"] += values["elbo_per_voxel"]
             for key, value in values.items():

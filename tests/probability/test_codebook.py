@@ -67,7 +67,8 @@ def test_an_unused_code_stays_where_it_is_until_it_is_dead():
 
 def test_dead_codes_are_revived_until_most_of_the_codebook_is_in_use():
     vectors, _ = clouds(centres=16)
-    alive, left = Codebook(16, 3, 0.9), Codebook(16, 3, 0.9, dead_share=0.0)
+    alive, left = Codebook(16, 3, 0.9), Codebook(16, 3, 0.9)
+    left.revives = False
     for book in (alive, left):
         book.codes.copy_(0.01 * torch.randn(16, 3, generator=derive_generator(0)) + 30)
         book.sums.copy_(book.codes)

@@ -10,13 +10,14 @@ import torch
 from medvae3d.errors import SettingError
 from medvae3d.models.zoo import autoencoder_of, dcgan, vae, vae_noise_gan, vqvae
 from medvae3d.networks.discriminators import PatchDiscriminator
-from medvae3d.objectives.codes import code_objective
+from medvae3d.objectives.codes import code_objective, returned
 from medvae3d.objectives.compositions import generator_objective, joint_objective
 from medvae3d.training.fitting import PriorFitter
 from medvae3d.training.generators import CodebookPlayer, GeneratorPlayer
-from medvae3d.training.loading import BatchPreparation, StepLoader
+from medvae3d.training.loading import BatchPreparation, CaseLoader, StepLoader
 from medvae3d.training.parts import decoder_side
 from medvae3d.training.players import DiscriminatorPlayer, ModelPlayer, Turn
+from medvae3d.training.validation import LatentEvaluator
 
 SHAPE = (8, 8, 8)
 SIZES = {"channels": (4, 8), "latent_channels": 2, "components": 2, "rank": 2}
@@ -222,6 +223,28 @@ def test_a_model_of_codes_trains_encoder_decoder_and_codes():
     assert 1 <= log["model/perplexity"] <= 8
     assert log["model/kl"] == pytest.approx(8 * torch.tensor(8.0).log().item(), rel=1e-5)
     assert int(network.posterior.books[0].updates) == 1
+
+
+def test_codes_settle_from_a_step_on_also_when_a_run_begins_there():
+    network = made(vqvae, codes=8, prior_width=8, prior_steps=2)
+    options = {"dataset": cases(), "settle_start": 1}
+    player = CodebookPlayer(network, code_objective(), adam(network), **options)
+    book = network.posterior.books[0]
+    for step, revives in ((0, True), (1, False), (0, True), (5, False)):
+        play([player], step)
+        assert book.revives == revives
+
+
+def test_validation_tells_the_share_of_codes_that_come_back():
+    network = made(vqvae, codes=8, prior_width=8, prior_steps=2)
+    preparation = BatchPreparation(network.statistics, (1.0, 1.0, 1.0))
+    player = CodebookPlayer(network, code_objective(), adam(network), dataset=cases())
+    play([player])
+    evaluator = LatentEvaluator("cpu", CaseLoader(cases(), 6), {"model": network}, preparation)
+    evaluator.run()
+    unseen = next(iter(CaseLoader(cases(), 6)))
+    share = returned(network.eval(), network.trace(unseen), unseen).mean()
+    assert evaluator.state.metrics["model/codes_returned"] == pytest.approx(float(share))
 
 
 def test_a_codebook_that_the_cases_cannot_fill_is_refused_before_training():
