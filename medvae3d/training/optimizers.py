@@ -41,6 +41,32 @@ def adamw(
     return torch.optim.AdamW(groups, lr=learning_rate, betas=(betas[0], betas[1]))
 
 
+def running_norm(optimizer: torch.optim.Optimizer) -> float:
+    r"""The norm that gradients have had of late, as Adam remembers it.
+
+    Adam keeps a running mean :math:`v` of each squared derivative. Their sum is one of the squared
+    norm :math:`\|g\|^2`, so after :math:`t` steps
+
+    .. math:: \bar n = \sqrt{\textstyle\sum_i v_i / (1 - \beta_2^t)}
+
+    is a root mean square over about :math:`1 / (1 - \beta_2)` steps. It is on the scale of the
+    loss, needs no memory of its own, and is there again when a run is resumed.
+
+    Args:
+        optimizer: One that keeps second moments, such as Adam and AdamW.
+
+    Returns:
+        :math:`\bar n`; infinity before the first step and for optimisers without second moments.
+    """
+    squares = [
+        state["exp_avg_sq"].sum() / (1 - group["betas"][1] ** float(state["step"]))
+        for group in optimizer.param_groups
+        for state in (optimizer.state.get(p, {}) for p in group["params"])
+        if "exp_avg_sq" in state
+    ]
+    return float(torch.stack(squares).sum().sqrt()) if squares else math.inf
+
+
 def cosine(steps: int, warm_up: int = 50, end: float = 0.05) -> Callable[[int], float]:
     """A factor of the learning rate: rises linearly, then falls along half a cosine.
 

@@ -20,6 +20,7 @@ from medvae3d.models.latent import Batch, LatentModel, Trace
 from medvae3d.objectives.adversarial import discriminator_loss, pair
 from medvae3d.objectives.schedules import Schedule
 from medvae3d.objectives.terms import Objective
+from medvae3d.training.optimizers import running_norm
 
 Select = Callable[[Batch], Mapping[str, Any]]
 
@@ -67,6 +68,9 @@ class Player:
         start: First step of the player.
         stop: Step from which the player rests; never by default.
         clip_norm: Largest norm of the gradient; 0 for no limit.
+        clip_ratio: Largest norm of the gradient as a multiple of its running mean, see
+            `medvae3d.training.optimizers.running_norm`; 0 for no limit. Outliers alone are cut
+            then, whatever the units of the loss are.
         rate: Factor of the optimiser's learning rates by step; constant by default.
         watch: Parts of the network whose own gradient norm is logged, by name.
     """
@@ -79,6 +83,7 @@ class Player:
         start: int = 0,
         stop: int | None = None,
         clip_norm: float = 0.0,
+        clip_ratio: float = 0.0,
         rate: Schedule | None = None,
         watch: Mapping[str, nn.Module] | None = None,
     ) -> None:
@@ -88,6 +93,7 @@ class Player:
         self.start = start
         self.stop = stop
         self.clip_norm = clip_norm
+        self.clip_ratio = clip_ratio
         self.rate = rate
         self.watch = dict(watch or {})
         self._rates = [float(group["lr"]) for group in optimizer.param_groups]
@@ -130,6 +136,8 @@ class Player:
             norm = nn.utils.get_total_norm(known) if known else torch.zeros(())
             turn.log[f"{self.name}/{part}_gradient_norm"] = float(norm)
         limit = self.clip_norm or float("inf")
+        if self.clip_ratio:
+            limit = min(limit, self.clip_ratio * running_norm(self.optimizer))
         norm = nn.utils.clip_grad_norm_(parameters, limit)
         turn.log[f"{self.name}/gradient_norm"] = float(norm)
         if turn.scaler:

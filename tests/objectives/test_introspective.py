@@ -73,7 +73,7 @@ def test_soft_losses_are_their_equations():
 
 
 def test_hinge_losses_are_their_equations():
-    hinge = HingeIntrospection(margin=4.5, w_rec=0.05, w_kl=2, w_neg=0.5)
+    hinge = HingeIntrospection(margin=4.5, w_rec=0.05, w_kl=2, w_neg=0.5, rests=False)
     assert hinge.encoder_loss(SEEN).item() == pytest.approx(
         0.05 * 20 + 2 * (3 + 0.5 * 0.5 * (4.5 - 4 + 0))
     )
@@ -160,6 +160,21 @@ def test_divergences_of_made_volumes_do_not_reach_the_decoder_in_the_turn_of_the
     made = introspect(network, batch(), seeded(), "encoder").made[name]
     assert not reaches(made.kl.sum(), network.decoder)
     assert reaches(made.kl.sum(), network.encoder)
+
+
+def test_the_decoder_rests_where_what_it_made_looks_as_real_as_real_volumes():
+    real, *made = (torch.tensor([kl, kl + 2], requires_grad=True) for kl in (3.0, 1.0, 3.5))
+    seen = Introspection(
+        Seen(real, torch.zeros(2)),
+        {name: Seen(kl, kl * 0) for name, kl in zip(("rebuilt", "sampled"), made, strict=True)},
+        SEEN.size,
+        None,
+    )
+    for rests, slopes in ((True, [[0, 0], [0, 0.25]]), (False, [[0.25, 0.25], [0.25, 0.25]])):
+        loss = HingeIntrospection(rests=rests).decoder_loss(seen)
+        found = torch.autograd.grad(loss, [*made, real], allow_unused=True)
+        assert [g.tolist() for g in found[:2]] == slopes, "real volumes look like 4 nats"
+        assert found[2] is None, "and are not drawn towards what was made"
 
 
 @pytest.mark.parametrize("name", ["rebuilt", "sampled"])

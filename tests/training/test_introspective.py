@@ -123,7 +123,7 @@ def trained(folder, objective, epochs, resume=False):
         {"image": image, "label": mask.byte(), "case": case}
         for image, mask, case in zip(*batch().values(), strict=True)
     ]
-    team = players(network, objective)
+    team = players(network, objective, clip_ratio=1.0)  # so low that it cuts in most steps
     PlayerTrainer(
         "cpu",
         epochs,

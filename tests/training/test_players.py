@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from medvae3d.models.zoo import vae
 from medvae3d.objectives.terms import Objective, Term, nll
+from medvae3d.training.optimizers import running_norm
 from medvae3d.training.players import DiscriminatorPlayer, ModelPlayer, Player, Turn, with_image
 
 ROOT = Path(__file__).parents[2]
@@ -26,6 +27,20 @@ class Squares(Player):
     def play(self, turn: Turn, autocast: Any) -> None:
         x = turn.batch["x"]
         self._update((self.network.weight - x.mean()).square().sum() if len(x) else None, turn)
+
+
+class Slopes(Player):
+    """Its gradient is the batch, in units of its own."""
+
+    def play(self, turn: Turn, autocast: Any) -> None:
+        self._update((self.network.weight * turn.batch["x"]).sum(), turn)
+
+
+def slopes(**options: Any) -> Slopes:
+    network = nn.Linear(2, 2, bias=False)
+    nn.init.ones_(network.weight)
+    adam = torch.optim.Adam(network.parameters(), lr=0.1, betas=(0.9, 0.99), eps=1e-12)
+    return Slopes("slopes", network, adam, **options)
 
 
 def squares() -> Squares:
@@ -55,6 +70,41 @@ def test_gradients_of_an_earlier_update_are_not_added_to_a_later_one() -> None:
     play(player, [TWO, TWO, NOTHING, THREE], accumulate=2)
     expected = (player.network.weight.grad, 2 * (play(squares(), [TWO, TWO], 2) - 3) / 2)
     torch.testing.assert_close(*expected)
+
+
+def gradients_like(*norms: float) -> list[Tensor]:
+    return [norm * torch.tensor([[0.5, -0.5], [0.1, 0.7]]) for norm in norms]
+
+
+def test_the_running_norm_is_the_root_of_the_running_mean_of_squared_norms() -> None:
+    player = slopes()
+    assert running_norm(player.optimizer) == float("inf"), "nothing is known before a step"
+    play(player, gradients_like(3.0))
+    assert running_norm(player.optimizer) == pytest.approx(3.0)
+    play(player, gradients_like(1.0))
+    mean = (0.99 * 0.01 * 3.0**2 + 0.01 * 1.0**2) / (1 - 0.99**2)
+    assert running_norm(player.optimizer) == pytest.approx(mean**0.5)
+    assert running_norm(squares().optimizer) == float("inf"), "of an optimiser that keeps none"
+
+
+def test_a_ratio_cuts_outliers_and_nothing_else() -> None:
+    usual = gradients_like(1.0, 1.5, 0.8)
+    cut = slopes(clip_ratio=3.0)
+    assert torch.equal(play(cut, usual), play(slopes(), usual))
+    limit = 3.0 * running_norm(cut.optimizer)
+    play(cut, gradients_like(50.0))
+    expected = gradients_like(limit)[0]
+    torch.testing.assert_close(cut.network.weight.grad, expected)
+
+
+def test_a_ratio_acts_alike_whatever_the_units_of_the_loss() -> None:
+    """As a fixed norm does not."""
+    course = (1.0, 1.5, 20.0, 0.8)
+    small = gradients_like(*(1e-4 * norm for norm in course))
+    large = gradients_like(*(1e4 * norm for norm in course))
+    for options, alike in (({"clip_ratio": 2.0}, True), ({"clip_norm": 5.0}, False)):
+        first, again = play(slopes(**options), small), play(slopes(**options), large)
+        assert torch.allclose(first, again, rtol=1e-4) is alike
 
 
 def test_models_and_discriminators_take_part_in_an_update_without_cases() -> None:

@@ -126,17 +126,29 @@ def test_introspection_samples_better_than_the_vae(name, paced, request):
 
 
 @pytest.mark.parametrize("name", ["hinge", "soft"])
-def test_introspection_rebuilds_image_and_mask_at_no_more_than_two_decibel(name, paced, request):
+def test_introspection_rebuilds_image_and_mask_with_at_most_a_tenth_more_error(
+    name, paced, request
+):
     network, _ = request.getfixturevalue(name)
     found, plain = rebuilt(network, UNSEEN), rebuilt(paced, UNSEEN)
-    assert psnr(found["image"], REAL) > psnr(plain["image"], REAL) - 2
-    assert dice(found["mask"], UNSEEN["mask"]) > 0.75
+    error, allowed = ((each["image"] - REAL).square().mean() for each in (found, plain))
+    assert error < 1.1 * allowed
+    assert dice(found["mask"], UNSEEN["mask"]) > 0.9
 
 
-def test_the_divergence_of_made_volumes_stays_below_the_margin(hinge):
+@pytest.mark.parametrize("name", ["hinge", "soft"])
+def test_draws_of_introspection_differ_by_more_than_half_of_what_real_cases_differ_by(
+    name, paced, request
+):
+    network, _ = request.getfixturevalue(name)
+    assert spread(drawn(network)["image"]) > 0.5 * spread(REAL) > spread(drawn(paced)["image"])
+
+
+def test_the_divergence_of_samples_settles_between_that_of_real_volumes_and_the_margin(hinge):
     _, logs = hinge
-    for name in ("kl_rebuilt", "kl_sampled"):
-        assert 1 < late(logs[f"encoder/{name}"]) < late(logs["encoder/margin"])
+    real, sampled, margin = (late(logs[f"encoder/{k}"]) for k in ("kl", "kl_sampled", "margin"))
+    assert 1 < real < sampled < margin
+    assert late(logs["encoder/kl_rebuilt"]) < margin
 
 
 def test_an_introspective_system_of_image_and_mask_has_the_parameters_of_the_vae_alone(soft):
