@@ -285,10 +285,9 @@ class HingeIntrospection:
             \sum_{t \in \{r, p\}} \overline{\max(\mathrm{KL}_t, f)}.
 
     The floor :math:`f` is where the decoder rests: what it made looks as real as real volumes do
-    then, :math:`f = \mathrm{sg}\,\overline{\mathrm{KL}}`. Each side has a hinge so, and between
-    the two the divergence of made volumes settles above that of real ones and below the margin.
-    Without a floor, :math:`f = 0`, which is what was published, a decoder that is ahead draws it
-    below.
+    then, :math:`f = \mathrm{sg}\,\overline{\mathrm{KL}}`. Both sides have a hinge so, with the
+    divergence of made volumes between them. Without a floor, :math:`f = 0`, which is what was
+    published, a decoder that is ahead draws it below that of real ones.
 
     Attributes:
         margin: The margin :math:`m`, in nats. It must lie above where the divergence of real
@@ -296,7 +295,7 @@ class HingeIntrospection:
             over the batch, taken for a constant.
         margin_ratio: By how much the margin lies above the divergence of real volumes.
         w_rec: Weight :math:`w_r`. A weight of :math:`1 / (2 \sigma^2)` is that of Gaussian voxels
-            of scale :math:`\sigma`; 8 is that of 0.25. For a volume of any size, as both error and
+            of scale :math:`\sigma`; 5 is that of 0.32. For a volume of any size, as both error and
             divergence grow with it.
         w_kl: Weight :math:`w_\mathrm{kl}`.
         w_neg: Weight :math:`w_\mathrm{neg}`.
@@ -309,7 +308,7 @@ class HingeIntrospection:
 
     margin: float | None = None
     margin_ratio: float = 1.5
-    w_rec: float = 8.0
+    w_rec: float = 5.0
     w_kl: float = 1.0
     w_neg: float = 0.5
     rests: bool = True
