@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from medvae3d.data.case_names import VOLUME_SUFFIXES
 from medvae3d.data.datalists import (
     SPLIT_ALIASES,
     SPLITS,
-    VOLUME_SUFFIXES,
     Case,
     DataList,
     read_datalist,

@@ -10,12 +10,12 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from medvae3d.data.case_names import VOLUME_SUFFIXES, name_of, subject_of
 from medvae3d.data.volumes import write_bytes
 from medvae3d.errors import DataListError, UnreadableFileError
 from medvae3d.files import is_plain, load_json
@@ -23,15 +23,8 @@ from medvae3d.files import is_plain, load_json
 SPLITS = ("training", "validation", "testing")
 # nnU-Net and the Decathlon say "test", and list images alone there.
 SPLIT_ALIASES = {"test": "testing", "val": "validation", "train": "training"}
-VOLUME_SUFFIXES = (".nii.gz", ".nii")
 MISSING = "missing_channels"
 """Entry of a case, as MONAI's data sets take it, with the numbers of the channels that it lacks."""
-# What may follow the last underscore of a file name without being part of the case.
-FILE_WORDS = re.compile(
-    r"(flair|t1|t2|mrt1|mrt2|t1c|t1ce|t1gd|t1n|t1post|t1w|t2f|t2w|pd|pdw|dwi|adc|trace|swi|asl"
-    r"|mr|mri|ct|pet|suv|img|image|brain|head|seg|mask|label|labels|lesion|lesions|gtv|roi|gt)",
-    re.IGNORECASE,
-)
 
 
 DEEPEST_LIST = 50
@@ -67,7 +60,7 @@ class Case:
     @property
     def name(self) -> str:
         """Short name of the case, from its files."""
-        return str(self.extra["case"]) if "case" in self.extra else _name(self.files)
+        return str(self.extra["case"]) if "case" in self.extra else name_of(self.files)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -265,23 +258,6 @@ def as_monai(cases: Iterable[Case], *, may_lack: bool = False) -> list[dict[str,
     return items
 
 
-def subject_of(files: Sequence[Path]) -> str:
-    """Tells the patient from file names.
-
-    ``sub-12_ses-01_T1w`` is ``sub-12`` (BIDS); ``STS_001_pet`` is ``STS_001``;
-    ``hippocampus_003`` stays; ``case/t1.nii.gz`` is ``case``.
-    """
-    name = _name(files)
-    bids = re.match(r"sub-[^_]+", name)
-    return bids.group() if bids else name
-
-
-def file_word(path: Path) -> str:
-    """The word of a file name that says what is in it, such as ``pet`` of ``STS_001_pet``."""
-    tail = _stem(path).rpartition("_")[2]
-    return tail if FILE_WORDS.fullmatch(tail) else ""
-
-
 def read_json(path: Path, what: str) -> dict[str, Any]:
     """Reads a JSON object; ``what`` names the file in messages."""
     try:
@@ -361,25 +337,6 @@ def require_name(file: str, root: Path, where: str) -> None:
             f"{where} names a file {ascii(file)[:60]}, which cannot be used: {reason}. Rename the "
             f"file, and correct the entry."
         )
-
-
-def _name(files: Sequence[Path]) -> str:
-    """Name of a case: that of its first file, without the word for modality or mask."""
-    stems = [_stem(file) for file in files]
-    name = stems[0]
-    head, _, tail = name.rpartition("_")
-    if not head and FILE_WORDS.fullmatch(name) and files[0].parent.name:
-        return files[0].parent.name
-    # nnU-Net numbers its channels; a label of that case has the bare name.
-    numbered = re.fullmatch(r"\d{4}", tail) and head in stems[1:]
-    return head if head and (FILE_WORDS.fullmatch(tail) or numbered) else name
-
-
-def _stem(path: Path) -> str:
-    for suffix in VOLUME_SUFFIXES:
-        if path.name.endswith(suffix):
-            return path.name.removesuffix(suffix)
-    return path.stem
 
 
 def _resolved(value: Any, root: Path, depth: int = 0) -> Any:

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from medvae3d.data.datalists import Case, DataList, file_word
+from medvae3d.data.case_names import file_word
+from medvae3d.data.datalists import Case, DataList
 from medvae3d.data.integrity import CaseReport, IntegrityReport
 from medvae3d.data.volumes import read_mask, read_volume
 from medvae3d.errors import DataListError, LabelError

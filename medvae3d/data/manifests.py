@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from medvae3d.data.case_names import subject_of
 from medvae3d.data.datalists import (
     SPLITS,
     Case,
@@ -22,7 +23,6 @@ from medvae3d.data.datalists import (
     read_datalist,
     read_json,
     require_files,
-    subject_of,
     write_datalist,
 )
 from medvae3d.errors import DataListError

@@ -19,7 +19,8 @@ from monai.transforms import (
 )
 from torch import Tensor
 
-from medvae3d.data.datalists import MISSING, VOLUME_SUFFIXES, as_monai, read_datalist
+from medvae3d.data.case_names import VOLUME_SUFFIXES
+from medvae3d.data.datalists import MISSING, as_monai, read_datalist
 from medvae3d.data.transforms import (
     LabelSpacingd,
     LabelValuesd,

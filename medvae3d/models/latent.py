@@ -15,7 +15,6 @@ distributions of image and mask. With the identity as the flow, this is a VAE.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +25,8 @@ from medvae3d.errors import SettingError
 from medvae3d.flows.hamiltonian import Identity
 from medvae3d.models.grain import Grain
 from medvae3d.models.potentials import Potential
+from medvae3d.models.seen import stacked
+from medvae3d.models.starting import start_gently
 from medvae3d.models.statistics import TrainingStatistics
 from medvae3d.models.traces import Batch, BoundPrior, Condition, Trace
 from medvae3d.networks.autoencoders import Decoder, Encoder
@@ -136,38 +137,7 @@ class LatentModel(nn.Module):
         self.grain = grain
         self.coarse_heads = nn.ModuleList(nn.ModuleDict(each) for each in coarse_heads)
         self.register_buffer("latent_scale", torch.ones(()))
-        self._start_gently()
-
-    @torch.no_grad()
-    def _start_gently(self) -> None:
-        """Starts near the prior and near an empty volume, where most voxels are.
-
-        Without it, the first hundreds of steps go into undoing random outputs, whose likelihood is
-        millions of nats off.
-        """
-        head = list(self.encoder.head.modules())[-1] if self.encoder is not None else None
-        if isinstance(head, nn.Conv3d | nn.Linear):
-            head.weight.mul_(0.1)
-        output = self.decoder.output
-        outputs = [(output.conv, math.prod(output.stride), self.heads)]
-        low = zip(getattr(self.decoder, "coarse_out", ()), self.coarse_heads, strict=True)
-        outputs += [(conv, 1, heads) for conv, heads in low]  # type: ignore[misc]
-        for conv, repeats, heads in outputs:
-            self._start_output(conv, repeats, heads)
-
-    @staticmethod
-    def _start_output(conv: Any, repeats: int, heads: nn.ModuleDict) -> None:
-        bias: Tensor = conv.bias
-        start = 0
-        for each in heads.values():
-            logits: Any = each
-            stop = start + int(logits.features) * repeats
-            conv.weight[start:stop].mul_(0.3)
-            bias[start:stop] = -0.8 if logits.output == "image" else 0.0
-            if logits.output == "mask":  # background likely: one low logit, or the first one high
-                single = int(logits.features) == 1
-                bias[start : stop if single else start + repeats] = -2.0 if single else 2.0
-            start = stop
+        start_gently(encoder, decoder, self.heads, self.coarse_heads)  # type: ignore[arg-type]
 
     @property
     def is_told_mask(self) -> bool:
@@ -241,34 +211,15 @@ class LatentModel(nn.Module):
             hiding: Whether, while training, channels and masks are hidden at random.
         """
         hiding = hiding and self.training
-        parts = []
-        if "image" in self.inputs:
-            image = batch["image"].float()
-            valid = batch.get("valid")
-            valid = torch.ones_like(image) if valid is None else valid.to(image).expand_as(image)
-            if hiding and self.channel_dropout:
-                valid = valid * _kept_channels(valid, 1 - self.channel_dropout, generator)
-            parts += [_seen(image, valid), valid]
-        if "mask" in self.inputs:
-            mask = batch.get("mask")
-            if mask is None:
-                like = batch["image"]
-                mask = torch.zeros_like(like[:, :1])
-                seen = torch.zeros_like(mask)
-            else:
-                seen = torch.ones_like(mask, dtype=torch.float32)
-                if batch.get("mask_valid") is not None:
-                    seen = seen * batch["mask_valid"].to(seen)
-                if hiding and self.mask_dropout:
-                    keep = coin(1 - self.mask_dropout, mask, generator)
-                    seen = seen * keep.reshape(-1, 1, 1, 1, 1)
-            labels = batch.get("mask_probability")
-            if labels is None:
-                labels = torch.cat([(mask == value).float() for value in self.values[1:]], dim=1)
-            parts += [_seen(labels, seen), seen]
-        if condition.maps is not None:
-            parts.append(condition.maps)
-        return torch.cat(parts, dim=1).contiguous(memory_format=torch.channels_last_3d)
+        return stacked(
+            batch,
+            condition.maps,
+            self.inputs,
+            self.values,
+            channel_dropout=self.channel_dropout if hiding else 0.0,
+            mask_dropout=self.mask_dropout if hiding else 0.0,
+            generator=generator,
+        )
 
     # -- the parts of a pass ------------------------------------------------------------------
 
@@ -425,17 +376,3 @@ def _distributions(heads: Any, features: Tensor) -> dict[str, Any]:
     """One distribution per head, each from its own channels of the features."""
     pieces = features.split([int(head.features) for head in heads.values()], dim=1)
     return {name: head(piece) for (name, head), piece in zip(heads.items(), pieces, strict=True)}
-
-
-def _seen(x: Tensor, valid: Tensor) -> Tensor:
-    """0 where nothing was observed; a product would carry on a NaN that lies there."""
-    return torch.where(valid > 0, x, torch.zeros_like(x))
-
-
-def _kept_channels(valid: Tensor, share: float, generator: torch.Generator | None) -> Tensor:
-    """Which channels an encoder sees, ``(B, C, 1, 1, 1)``: at least one of those observed."""
-    draw = torch.rand(valid.shape[:2], generator=generator, device=valid.device)
-    observed = valid.flatten(2).amax(2) > 0
-    draw = torch.where(observed, draw, torch.full_like(draw, 2.0))
-    least = draw.amin(1, keepdim=True)
-    return ((draw < share) | (draw == least)).to(valid)[..., None, None, None]

@@ -34,7 +34,8 @@ from medvae3d.flows.geodesics import geodesic
 from medvae3d.models.latent import Condition, LatentModel
 from medvae3d.probability.priors import MixturePrior
 from medvae3d.seeding import derive_generator
-from medvae3d.synthesis.makers import Maker, Settings, exact_float32, make_maker
+from medvae3d.synthesis.kinds import make_maker
+from medvae3d.synthesis.makers import Maker, Settings, exact_float32
 from medvae3d.synthesis.recipe import Recipe
 
 if TYPE_CHECKING:

@@ -21,7 +21,8 @@ from medvae3d.errors import MemoryLimitError, RejectionError, SettingError
 from medvae3d.exhaustion import first_line, is_out_of_memory
 from medvae3d.geometry import Grid
 from medvae3d.synthesis.conditions import VolumeRequest
-from medvae3d.synthesis.makers import Draft, Maker, Settings, make_maker
+from medvae3d.synthesis.kinds import make_maker
+from medvae3d.synthesis.makers import Draft, Maker, Settings
 from medvae3d.synthesis.recipe import Recipe
 
 # A batch of one takes torch's plain convolution on the CPU: 207 ms for 48^3, against 80 ms for two.

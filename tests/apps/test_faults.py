@@ -21,7 +21,7 @@ from medvae3d.data.locks import held_folder
 from medvae3d.data.staging import staged_folder
 from medvae3d.errors import MemoryLimitError, OutputError
 from medvae3d.exhaustion import explained, is_out_of_memory
-from medvae3d.synthesis import makers
+from medvae3d.synthesis import kinds
 from medvae3d.synthesis.sharing import held_range
 from medvae3d.training.players import ModelPlayer
 
@@ -164,14 +164,14 @@ def test_a_read_only_disk_is_refused_by_every_command_that_writes(
 
 
 def small_memory(monkeypatch, most):
-    fill = makers.JointMaker.fill
+    fill = kinds.JointMaker.fill
 
     def filled(self, drafts, size):
         fill(self, drafts, size)  # noise is drawn before memory runs out
         if size > most:
             raise RuntimeError(CPU_LACK)
 
-    monkeypatch.setattr(makers.JointMaker, "fill", filled)
+    monkeypatch.setattr(kinds.JointMaker, "fill", filled)
 
 
 def test_smaller_batches_are_tried_where_memory_does_not_suffice(bundles, monkeypatch):

@@ -154,7 +154,7 @@ def test_a_section_that_fails_says_why_and_holds_up_no_other(tmp_path, ball_list
     def broken(*args: Any, **kwargs: Any) -> Any:
         raise SettingError("too little of everything")
 
-    monkeypatch.setattr(app, "evidence", broken)
+    monkeypatch.setattr("medvae3d.apps.figure_sections.evidence", broken)
     found = app.report(bundle, ball_list, quick=True, sections="reconstruction,evidence")
     assert found["evidence"] == {"not_computed": "SettingError: too little of everything"}
     assert "model" in found["reconstruction"]["rows"]

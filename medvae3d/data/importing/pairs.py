@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from medvae3d.data.datalists import FILE_WORDS
+from medvae3d.data.case_names import FILE_WORDS
 from medvae3d.data.importing.common import (
     FoundCase,
     Layout,

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from monai.transforms import Compose
 
-from medvae3d.data.datalists import VOLUME_SUFFIXES, Case, DataList, as_monai
+from medvae3d.data.case_names import VOLUME_SUFFIXES
+from medvae3d.data.datalists import Case, DataList, as_monai
 from medvae3d.data.nifti import enough_memory, read_header, stored_shape
 from medvae3d.data.preparation import case_transforms
 from medvae3d.errors import DataListError
