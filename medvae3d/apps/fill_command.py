@@ -90,7 +90,13 @@ def fill(
     voxels, picture = int(hole.sum()), out / "preview.png"
     say_results(
         as_json,
-        {"fillings": number, "voxels": voxels, "folder": out, "picture": picture},
+        {
+            "fillings": number,
+            "voxels": voxels,
+            "folder": out,
+            "picture": picture,
+            "animation": out / "path.gif",
+        },
         f"{number} fillings of {voxels} voxels in {out}",
         f"picture: {picture}",
     )
@@ -127,7 +133,7 @@ def _write(
 
     from medvae3d.data.staging import staged_folder
     from medvae3d.data.volumes import write_bytes, write_volume
-    from medvae3d.synthesis.preview import preview_insertion
+    from medvae3d.synthesis.preview import Panel, animation, contact_sheet, preview_insertion
     from medvae3d.synthesis.records import describe_channels, describe_grid, to_bytes
     from medvae3d.synthesis.writing import image_name
 
@@ -159,3 +165,16 @@ def _write(
             host.image, first.image, first.region.astype(np.uint8), host.grid,
             bundle.recipe.channels, folder / "preview.png", title=host.name,
         )  # fmt: skip
+        # Where nothing is labelled, the region says which sections to show.
+        labels = [host.label, *(each.label for each in made)]
+        if not any(label.any() for label in labels):
+            labels = [first.region.astype(np.uint8)] * len(labels)
+        images = [host.image, *(each.image for each in made)]
+        titles = [host.name, *(f"filling {number}" for number in range(1, len(made) + 1))]
+        panels = [
+            Panel(title, image, label, host.grid)
+            for title, image, label in zip(titles, images, labels, strict=True)
+        ]
+        channels = bundle.recipe.channels
+        contact_sheet(panels, channels, folder / "path.png", columns=3, same_planes=True)
+        animation(panels, channels, folder / "path.gif")

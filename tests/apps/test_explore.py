@@ -67,3 +67,30 @@ def test_from_one_volume_to_the_next_the_patient_stays(growth):
 def test_a_path_beyond_the_training_range_is_refused_with_the_way_out(refused, tmp_path):
     error = refused(*VOLUMES, "--out", tmp_path / "out", out=tmp_path)
     assert "25.1 to 1.05e+03 ml" in error and "--extrapolate" in error
+
+
+def test_one_lesion_grows_at_one_place_of_a_scan_and_the_rest_of_it_stays(
+    cli, bundles, scan, tmp_path
+):
+    out, hosts = tmp_path / "out", (scan / "pet.nii.gz", scan / "ct.nii.gz")
+    words = ("--volume-ml", "8:20", "--points", 3, "--seed", 2, "--at", "-10,0,6", "--out", out)
+    done = cli("explore", bundles / "stages", "volume", *words, *with_each("--host", hosts))
+    assert done.code == 0, done.error
+    masks, voxel_ml = labels_of(out)
+    found = [mask.sum() * voxel_ml for mask in masks]
+    np.testing.assert_allclose(found, [8, 160**0.5, 20], rtol=0.15)
+    affine = nib.load(hosts[0]).affine
+    for mask in masks:
+        centre = nib.affines.apply_affine(affine, np.argwhere(mask).mean(0))
+        assert np.abs(centre - [-10, 0, 6]).max() < 10
+    far = ~ndimage.binary_dilation(np.any(masks, axis=0), np.ones((3, 3, 3)), iterations=5)
+    assert far.mean() > 0.2
+    for channel, host in enumerate(hosts):
+        before = nib.load(host).get_fdata(dtype=np.float32)
+        for path in (out / "images").glob(f"*_{channel:04d}.nii.gz"):
+            made = nib.load(path).get_fdata(dtype=np.float32)
+            np.testing.assert_array_equal(made[far], before[far])
+
+
+def with_each(flag, values):
+    return [word for value in values for word in (flag, value)]
