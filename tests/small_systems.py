@@ -50,11 +50,17 @@ def trained_vae(seed: int = 0, *, peak: float = RATE, **pace: Any) -> Any:
     return network
 
 
-def trained_vae_gan(seed: int = 0) -> tuple[Any, Logs]:
+def trained_vae_gan(
+    seed: int = 0, *, features: float = 1.0, scores: float = 0.1, start: int = 0
+) -> tuple[Any, Logs]:
     """With features and scores at more than the weights of a real training, from the first step."""
     network, discriminator = model(seed), judge()
     encoder, decoder = vae_gan_objectives(
-        network, discriminator, feature_weight=1.0, adversarial_weight=0.1
+        network,
+        discriminator,
+        feature_weight=features,
+        adversarial_weight=scores,
+        adversarial_start=start,
     )
     players = [
         PartModelPlayer(network, encoder, adamw(network.encoder, RATE), name="encoder"),
@@ -64,8 +70,11 @@ def trained_vae_gan(seed: int = 0) -> tuple[Any, Logs]:
             adamw(decoder_side(network), RATE),
             name="decoder",
             discriminator=discriminator,
+            adversarial_start=start,
         ),
-        BalancedDiscriminatorPlayer(discriminator, adam(discriminator), network, source="decoder"),
+        BalancedDiscriminatorPlayer(
+            discriminator, adam(discriminator), network, source="decoder", start=start
+        ),
     ]
     return network, played(network, players, TRAINING, STEPS)
 

@@ -16,6 +16,7 @@ from small_systems import (
     HINGE,
     PACE,
     SOFT,
+    START,
     TRAINING,
     UNSEEN,
     trained_by_noise,
@@ -25,6 +26,9 @@ from small_systems import (
 )
 from small_trainings import (
     RATE,
+    SHAPE,
+    SIZES,
+    balls,
     copied,
     drawn,
     energy_distance,
@@ -32,16 +36,19 @@ from small_trainings import (
     plain,
     psnr,
     rebuilt,
+    seeded,
     spread,
     unsharpness,
     whole,
 )
 from torch import Tensor
 
+from medvae3d.models.zoo import vae
 from medvae3d.training.fitting import PriorFitter
 from medvae3d.training.loading import BatchPreparation, StepLoader
 
 REAL, MASKS = UNSEEN["image"], UNSEEN["mask"]
+MANY = whole(balls(192, 1))["image"]
 
 
 def roughness(x: Tensor) -> float:
@@ -56,9 +63,24 @@ def recall(real: Tensor, made: Tensor) -> float:
     return float((torch.cdist(real, made) <= within).any(1).float().mean())
 
 
+def in_use(network: Any) -> Any:
+    """A copy that draws from a prior fitted on its posteriors, as trained systems do."""
+    found = seeded(vae, SHAPE, components=4, rank=8, **SIZES)
+    found.load_state_dict(network.state_dict(), strict=False)
+    return with_prior(found)
+
+
+@torch.no_grad()
+def mean_square(network: Any) -> float:
+    """Of latents of unseen cases, 1 if these are spread like the standard normal."""
+    posterior = network.encode(UNSEEN, network.condition(UNSEEN))
+    return float((posterior.mean.square() + posterior.scale.square()).mean())
+
+
 def figures_of(network: Any) -> dict[str, float]:
     """How a model rebuilds unseen cases, and how its draws compare with them."""
     again, made = rebuilt(network, UNSEEN), drawn(network)
+    used = in_use(network)
     return {
         "PSNR": psnr(again["image"], REAL),
         "squared error": float((again["image"] - REAL).square().mean()),
@@ -68,6 +90,9 @@ def figures_of(network: Any) -> dict[str, float]:
         "energy distance of masks": energy_distance(made["mask"], MASKS),
         "spread": spread(made["image"]),
         "recall": recall(REAL, made["image"]),
+        "recall, fitted prior": recall(REAL, drawn(used)["image"]),
+        "recall of 192, fitted prior": recall(MANY, drawn(used, len(MANY))["image"]),
+        "mean square of latents": mean_square(network),
     }
 
 
@@ -91,6 +116,8 @@ def by_system(seed: int) -> dict[str, dict[str, float]]:
     network, logs = trained_vae_gan(seed)
     names = ("decoder/real_cost", "decoder/fake_cost", "discriminator/accuracy")
     found["vae_gan"] = figures_of(network) | logged(logs, *names)
+    network, logs = trained_vae_gan(seed, features=0.3, scores=0.05, start=START)
+    found["vae_gan, weights of a run"] = figures_of(network) | logged(logs, *names)
     found["vae, slowing down"] = figures_of(trained_vae(seed, peak=2 * RATE, **PACE))
     network, logs = trained_introspective(SOFT, seed)
     low, high = logs["encoder/exponent_low"], logs["encoder/exponent_high"]
