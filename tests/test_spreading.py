@@ -189,6 +189,22 @@ def test_ray_is_told_not_to_report_its_use(monkeypatch):
 
 
 @pytest.mark.integration
+def test_more_workers_than_a_cluster_has_room_for_do_all_tasks(tmp_path):
+    """The first has to give way to the second, whose task waits for a core."""
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    head = {"num_cpus": 1, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        found = OnRay(2, cluster.address).run(Squares(tmp_path / "log"), TASKS)
+        assert found == [task * task for task in TASKS]
+        assert len(lines(tmp_path / "log")[1]) == 2
+    finally:
+        cluster.shutdown()
+
+
+@pytest.mark.integration
 def test_tasks_of_a_lost_machine_are_done_on_another(tmp_path):
     """Two nodes of a cluster, one of which goes while it works."""
     pytest.importorskip("ray")

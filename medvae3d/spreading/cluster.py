@@ -99,6 +99,7 @@ class OnRay:
                     continue
                 done(tasks[number], results[number])
                 send(worker)
+                del worker  # one without a task gives its cores to one that still waits for them
         return [results[number] for number in range(len(tasks))]
 
 
