@@ -138,3 +138,31 @@ def test_arms_without_classes_are_refused_for_a_model_that_is_told_them(make_bal
         with pytest.raises(SettingError, match=f"arm {arm} .* preset, icvae, is told them"):
             classification_study(task, tmp_path / "s", options)
     assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.slow
+def test_a_class_part_of_which_looks_like_the_other_gets_more_images(make_balls, tmp_path):
+    task = make_balls(training=24, unseen=20)
+    images = task.images
+    # The bright ball of every fourth patient is the dark one of another.
+    rows = torch.arange(1, len(images), 8)
+    x = images.x.clone()
+    x[rows] = images.x[rows - 1].roll(1, 0)
+    hidden = replace(task, images=Images(x, images.y))
+    folder = tmp_path / "s"
+    study(
+        hidden,
+        folder,
+        learning_rate=1e-2,
+        n=("24",),
+        seeds=1,
+        steps=60,
+        generator_steps=10,
+        arms=("synthetic", "adaptive"),
+    )
+    cell = cell_of(folder, "n24_r1_adaptive_s0")
+    dark, bright = cell["recalls"]
+    assert dark > bright + 0.05
+    assert cell["extra_cases"][1] > cell["extra_cases"][0] + 8
+    assert sum(cell["extra_cases"]) == 48
+    assert cell_of(folder, "n24_r1_synthetic_s0")["extra_cases"] == [24, 24]
