@@ -1,7 +1,14 @@
 r"""Terms that keep a latent from telling the class of its case: :math:`\mathcal I(z; y) \to 0`.
 
-Two ways. The Hilbert-Schmidt independence criterion needs no network but batches of a dozen cases
-and more,
+Three ways. A case drawn as another class :math:`y'` has to keep its latent,
+
+.. math::
+    -\log q\big(z \mid x + \mu(z, y') - \mu(z, y)\big), \qquad z \sim q(z \mid x),
+
+with the decoder's means :math:`\mu`, so that what it leaves of a case stays; the same for the mask.
+The decoder rests here and :math:`z` is given: the encoder learns not to see what the class alone
+changes. There is no game that can turn in circles. The Hilbert-Schmidt
+independence criterion needs no network but batches of a dozen cases and more,
 
 .. math::
     \mathrm{HSIC}(z, y) = \tfrac{1}{B^2}\, \mathrm{tr}(K H L H), \qquad
@@ -21,7 +28,7 @@ References:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -35,6 +42,7 @@ from medvae3d.objectives.terms import Batch, Objective, Term, nll, one_sample_kl
 
 if TYPE_CHECKING:
     from medvae3d.models.latent import Trace
+    from medvae3d.models.traces import Condition
 
 
 def hsic(z: Tensor, classes: Tensor) -> Tensor:
@@ -58,15 +66,18 @@ def hsic(z: Tensor, classes: Tensor) -> Tensor:
 
 def class_numbers(model: LatentModel, trace: Trace) -> Tensor:
     """Number of the class of each case, ``(B,)``, from what the model was told."""
-    statistics = model.statistics
+    return _natural(model, trace)[:, model.statistics.class_columns].argmax(1)
+
+
+def _natural(model: LatentModel, trace: Trace) -> Tensor:
+    """What the model was told, in natural values, ``(B, F)``."""
     told = trace.condition.attributes
     if told is None:
         raise SettingError(
             "the latent is to tell no class, and none was told. Give the model attributes of the "
             "form class:NAME, and every case a class."
         )
-    natural = told * statistics.scale + statistics.mean
-    return natural[:, statistics.class_columns].argmax(1)
+    return told * model.statistics.scale + model.statistics.mean
 
 
 @dataclass(frozen=True)
@@ -82,6 +93,42 @@ class Dependence:
     def __call__(self, trace: Trace, batch: Batch) -> Tensor:
         value = hsic(trace.first_z, class_numbers(self.model, trace))
         return value.expand(len(trace.first_z))
+
+
+@dataclass(frozen=True)
+class Counterfactual:
+    """Latent of each case, read off the same case as the next class, in nats, ``(B,)``.
+
+    Attributes:
+        model: Says which attributes are classes.
+        start: First step at which the term counts: earlier, the decoder does not know the classes.
+    """
+
+    model: LatentModel
+    start: int = 0
+
+    def __call__(self, trace: Trace, batch: Batch) -> Tensor:
+        model, z = self.model, trace.first_z.detach()
+        as_next = self._next_class(trace)
+        with torch.no_grad():
+            drawn = model.decode(trace.flowed.z, as_next)
+            changed = {**batch, "mask_probability": None}
+            own, other = (heads["image"].mode() for heads in (trace.heads, drawn))
+            changed["image"] = batch["image"] + (other - own)
+            if "mask" in drawn:
+                own, other = (heads["mask"].mode() for heads in (trace.heads, drawn))
+                changed["mask"] = torch.where(own == other, batch["mask"].to(other), other)
+        # Nothing is hidden from the encoder but what was not observed: terms have no generator.
+        x = model.encoder_input(changed, as_next, hiding=False)
+        return -model.read_input(x, as_next)[1].log_prob(z)
+
+    def _next_class(self, trace: Trace) -> Condition:
+        statistics, natural = self.model.statistics, _natural(self.model, trace)
+        columns = statistics.class_columns
+        # The last class comes before the first. One that is told none is taken for the first.
+        numbers = (natural[:, columns].argmax(1) + 1) % len(columns)
+        natural[:, columns] = torch.eye(len(columns), device=natural.device)[numbers].to(natural)
+        return replace(trace.condition, attributes=statistics.standardise(natural))
 
 
 @dataclass(frozen=True)
@@ -112,6 +159,7 @@ def icvae_objective(
     classifier: nn.Module | None = None,
     *,
     independence: float = 1.0,
+    counterfactual: float = 0.0,
     beta: float = 1.0,
     warm_up_steps: int = 0,
     start: int = 0,
@@ -120,22 +168,28 @@ def icvae_objective(
     r"""The bound of a model whose latent is not to tell the class.
 
     .. math:: -\log p(x, m \mid z, y) + \beta\, \mathrm{KL} + \lambda N\, \mathcal I(z; y)
+        - \gamma \log q(z \mid x', m')
 
     Args:
         model: The model.
         classifier: Tells the class from a latent; HSIC takes its place without one.
-        independence: Weight :math:`\lambda`, per voxel.
+        independence: Weight :math:`\lambda`, per voxel; 0 for none of both.
+        counterfactual: Weight :math:`\gamma` of a case's latent, read off the same case as another
+            class; 0 for none.
         beta: Final weight of the KL.
         warm_up_steps: Steps over which it rises.
-        start: First step of the classifier's term.
+        start: First step of the classifier's and of the counterfactual term.
         overlap_weight: Weight of one minus the soft Dice of the mask.
     """
     value = Dependence(model) if classifier is None else Tell(model, classifier, start)
     terms = [
         Term("nll", nll),
         Term("kl", one_sample_kl, weight=warm_up(warm_up_steps, top=beta)),
-        Term("independence", value, weight=independence, is_mean=True),
     ]
+    if independence:
+        terms.append(Term("independence", value, weight=independence, is_mean=True))
+    if counterfactual:
+        terms.append(Term("counterfactual", Counterfactual(model, start), weight=counterfactual))
     if overlap_weight:
         terms.append(Term("overlap", overlap, weight=overlap_weight, is_mean=True))
     return Objective(terms, per_voxel=True)

@@ -11,18 +11,17 @@ from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
 from small_classes import CLASSES, balls_of_classes, played, unseen_of
 from small_trainings import SHAPE, SPACING, psnr
 
 from medvae3d.data.attributes import CLASS
 from medvae3d.models.traces import Condition
 from medvae3d.models.zoo import cvae, cvae_multiscale, icvae
-from medvae3d.networks.latent_classifier import LatentClassifier
 from medvae3d.objectives.compositions import joint_objective
 from medvae3d.objectives.conditional import coarser, multiscale_objective
 from medvae3d.objectives.independence import icvae_objective
 from medvae3d.training.fitting import PriorFitter
-from medvae3d.training.label_player import LabelPlayer
 from medvae3d.training.loading import BatchPreparation, StepLoader
 from medvae3d.training.optimizers import adamw, cosine
 from medvae3d.training.players import ModelPlayer
@@ -38,8 +37,8 @@ def player(network, objective, steps=STEPS):
 
 
 def as_class(network, name, count):
-    row = network.statistics.of_class(name)
-    return Condition(row.expand(count, -1))
+    statistics = network.statistics
+    return Condition(statistics.standardise(statistics.of_class(name)).expand(count, -1))
 
 
 def fit_prior(network, cases):
@@ -129,39 +128,45 @@ def test_another_label_at_the_same_latent_changes_the_class_and_little_else(told
 def apart(cases):
     torch.manual_seed(0)
     network = icvae(SHAPE, classes=CLASSES, **SIZES)
-    teller = LatentClassifier(network.latent_shape, len(CLASSES))
-    adversary = LabelPlayer(teller, torch.optim.Adam(teller.parameters(), 3e-3), network)
-    objective = icvae_objective(network, teller, independence=2.0)
-    played(network, [player(network, objective), adversary], cases[0], STEPS)
+    # A step takes a quarter longer than that of the others.
+    steps = STEPS * 4 // 5
+    objective = icvae_objective(network, start=steps // 5)
+    played(network, [player(network, objective, steps)], cases[0], steps)
     return network
 
 
-def told_by_latents(network, cases):
-    """Balanced accuracy of a new classifier of latents, over cases that it was not fitted on."""
-    everything = [*cases[0], *cases[1]]
-    batch = unseen_of(network, everything)
+@pytest.mark.parametrize(
+    "judge",
+    [LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"), SVC()],
+    ids=["linear", "kernel"],
+)
+def test_an_independent_latent_does_not_tell_the_class(apart, judge):
+    """Within 5 points of chance; over 800 unseen cases, a standard error is 1.8 points."""
+    unseen = balls_of_classes(800, 2)
+    batch = unseen_of(apart, unseen)
     with torch.no_grad():
-        z = network.encode(batch, network.condition(batch)).mean.flatten(1).numpy()
-    judge = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
-    kinds = classes_of(everything)
-    return balanced_accuracy_score(kinds, cross_val_predict(judge, z, kinds, cv=8))
-
-
-def test_an_independent_latent_does_not_tell_the_class(apart, cases):
-    """Within 5 points of chance, and the standard error of as many cases beside it."""
-    assert abs(told_by_latents(apart, cases) - 0.5) < 0.05 + 0.04
+        z = apart.encode(batch, apart.condition(batch)).mean.flatten(1).numpy()
+    kinds = classes_of(unseen)
+    found = cross_val_predict(make_pipeline(StandardScaler(), judge), z, kinds, cv=8)
+    assert abs(balanced_accuracy_score(kinds, found) - 0.5) < 0.05
 
 
 def test_what_an_independent_latent_is_decoded_to_tells_the_class_that_was_asked_for(apart, cases):
     batch = unseen_of(apart, cases[1])
     with torch.no_grad():
-        z = apart.encode(batch, apart.condition(batch)).mean
+        condition = apart.condition(batch)
+        z = apart.encode(batch, condition).mean
+        rebuilt = apart.decode(z, condition)
     made = in_both_classes(apart, z)
     rows = [brightness(each["image"].mode(), each["mask"].mode()) for each in made]
     kinds = np.repeat([0, 1], len(z))
     found = cross_val_predict(classifier(), np.concatenate(rows), kinds, cv=8)
-    assert balanced_accuracy_score(kinds, found) > 0.7
-    assert np.mean(rows[1][:, 0] > rows[0][:, 0]) > 0.9, "one latent, brighter as a bright one"
+    assert balanced_accuracy_score(kinds, found) > 0.9
+    change = rows[1][:, 0] - rows[0][:, 0]
+    assert (change > 0).all(), "one latent, brighter as a bright one"
+    inside = brightness(rebuilt["image"].mode(), rebuilt["mask"].mode())[:, 0]
+    real = classes_of(cases[1])
+    assert change.mean() > 0.85 * (inside[real == 1].mean() - inside[real == 0].mean())
     require_same_volume_otherwise(*made, batch["mask"] > 0)
 
 
