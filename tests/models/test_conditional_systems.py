@@ -125,13 +125,13 @@ def test_another_label_at_the_same_latent_changes_the_class_and_little_else(told
 
 
 @pytest.fixture(scope="module")
-def apart(cases):
+def apart():
     torch.manual_seed(0)
     network = icvae(SHAPE, classes=CLASSES, **SIZES)
     # A step takes a quarter longer than that of the others.
     steps = STEPS * 4 // 5
-    objective = icvae_objective(network, start=steps // 5)
-    played(network, [player(network, objective, steps)], cases[0], steps)
+    objective = icvae_objective(network, independence=0.0, counterfactual=5.0, start=60)
+    played(network, [player(network, objective, steps)], balls_of_classes(1024, 0), steps)
     return network
 
 
@@ -166,7 +166,7 @@ def test_what_an_independent_latent_is_decoded_to_tells_the_class_that_was_asked
     assert (change > 0).all(), "one latent, brighter as a bright one"
     inside = brightness(rebuilt["image"].mode(), rebuilt["mask"].mode())[:, 0]
     real = classes_of(cases[1])
-    assert change.mean() > 0.85 * (inside[real == 1].mean() - inside[real == 0].mean())
+    assert change.mean() > 0.9 * (inside[real == 1].mean() - inside[real == 0].mean())
     require_same_volume_otherwise(*made, batch["mask"] > 0)
 
 
