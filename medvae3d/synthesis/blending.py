@@ -7,6 +7,12 @@ its zone, where the host stays as it is. The offset :math:`o` is the smooth part
 :math:`\hat x - x` in a ring around the lesion, where both show the same tissue: taking it off does
 what Poisson blending does, to the order that matters over so few voxels. The grain :math:`g` is the
 finest part of the host itself, its noise, which a decoder's mean does not have.
+
+A region that is made anew has no ramp, as voxels outside of it stay. There the offset is
+`membrane_offset`, which is the difference itself on the border.
+
+References:
+    Perez, Gangnet and Blake, "Poisson image editing", SIGGRAPH 2003, for the membrane.
 """
 
 from __future__ import annotations
@@ -15,7 +21,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import ndimage
+from scipy import ndimage, sparse
+from scipy.sparse.linalg import cg
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,6 +41,8 @@ RING_WIDTH = 4
 OFFSET_DEVIATION = 3.0
 # Share of the ring's mean in the offset; takes over deep inside of large lesions.
 MEAN_SHARE = 1e-3
+# Of the equation of a membrane, relative to what is known around it.
+MEMBRANE_ERROR = 1e-5
 # What is called noise: the host less its blur by this, up to so many of its own deviations.
 GRAIN_DEVIATION, GRAIN_LIMIT = 1.0, 2.0
 
@@ -82,6 +91,50 @@ def smooth_offset(difference: Floats, ring: Mask) -> Floats:
         known = np.where(ring, values.clip(low, high), 0).astype(np.float32)
         mean = known.sum(dtype=np.float64) / share.sum(dtype=np.float64)
         channel[:] = (_blur(known) + MEAN_SHARE * mean) / (weight + MEAN_SHARE)
+    return offset
+
+
+def membrane_offset(difference: Floats, region: Mask, known: Mask) -> Floats:
+    r"""A difference that is known around a region, carried into it like a membrane.
+
+    .. math:: \Delta o = 0 \text{ in the region}, \qquad o = d \text{ on known voxels beside it},
+
+    and no slope towards voxels that are neither, such as beyond a scan. Taken off, it leaves what
+    was made with the value of the scan where the region ends, and with its own detail inside.
+
+    Args:
+        difference: Made less scan, :math:`(C, I, J, K)`; read on known voxels alone.
+        region: What is made, :math:`(I, J, K)`.
+        known: Voxels of the scan that can be seen; none of the region.
+
+    Returns:
+        The offset, :math:`(C, I, J, K)`; 0 outside of the region, and in parts of it that touch
+        nothing known.
+    """
+    count = int(region.sum())
+    number = np.full(region.shape, -1)
+    number[region] = np.arange(count)
+    diagonal, sides = np.zeros(count), np.zeros((len(difference), count))
+    joined: list[tuple[Any, Any]] = []
+    for axis in range(3):
+        low = (slice(None),) * axis + (slice(None, -1),)
+        high = (slice(None),) * axis + (slice(1, None),)
+        for here, there in ((low, high), (high, low)):
+            inside = region[here]
+            both, rim = inside & region[there], inside & known[there]
+            at = number[here][rim]
+            joined.append((number[here][both], number[there][both]))
+            # Along one axis a voxel has one neighbour on each side, so that none counts twice.
+            diagonal[number[here][both]] += 1
+            diagonal[at] += 1
+            sides[:, at] += difference[(slice(None), *there)][:, rim]
+    rows, columns = (np.concatenate(each) for each in zip(*joined, strict=True))
+    matrix = sparse.diags(diagonal) - sparse.coo_matrix(
+        (np.ones(len(rows)), (rows, columns)), (count, count)
+    )
+    offset = np.zeros_like(difference)
+    for channel, side in zip(offset, sides, strict=True):
+        channel[region] = cg(matrix.tocsr(), side, rtol=MEMBRANE_ERROR)[0]
     return offset
 
 

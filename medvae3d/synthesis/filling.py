@@ -2,8 +2,9 @@ r"""A region of a real scan made anew from what surrounds it, also without the l
 
 .. math:: z \sim p(z \mid c), \qquad x' = (1 - w)\, x + w\, (\hat x(z, c) - o + g)
 
-with the region :math:`w`, what is left of the scan as the condition :math:`c`, the smooth offset
-:math:`o` of what was made and what is there in a ring around the region, and the grain :math:`g`.
+with the region :math:`w`, what is left of the scan as the condition :math:`c`, the offset :math:`o`
+of what was made from what is there, carried from the border of the region into it, and the grain
+:math:`g`.
 All voxels outside of the region stay as they are, bit for bit; nothing of what was in it is left,
 not even what is finer than the voxels of the weights.
 """
@@ -22,7 +23,7 @@ from medvae3d.data.preparation import FILL
 from medvae3d.errors import LabelError, SettingError
 from medvae3d.models.latent import LatentModel
 from medvae3d.networks.regions import RegionContext
-from medvae3d.synthesis.blending import ring_around, smooth_offset
+from medvae3d.synthesis.blending import membrane_offset
 from medvae3d.synthesis.frames import Frame
 from medvae3d.synthesis.hosts import HostScan
 from medvae3d.synthesis.makers import exact_float32, prepare
@@ -185,9 +186,8 @@ def labels_to_frame(frame: Frame, label: NDArray[np.integer], recipe: Recipe) ->
 
 
 def _fitted(made: Tensor, shown: Tensor, hole: Mask, valid: Mask) -> Tensor:
-    """What was made, less its smooth difference to the scan in a ring around the region."""
-    ring = ring_around(hole, 0, valid & ~hole)
-    offset = smooth_offset((made - shown).numpy(), ring)
+    """What was made, less its difference to the scan on the border of the region."""
+    offset = membrane_offset((made - shown).numpy(), hole, valid & ~hole)
     return made - torch.from_numpy(offset)
 
 

@@ -4,7 +4,9 @@
     python tests/benchmarks/filling.py --bundle filler --datalist LIST
 
 ``docs/how-to/explore.md`` has the rest of the first line. The hole is the lesion
-with 2 voxels round it, or a ball where the body is thickest, off the lesion.
+with 2 voxels round it, or a ball where the body is thickest, off the lesion. Steps are mean
+absolute differences of neighbours across the border of the hole, in the filled scan and in the
+scan as it was.
 """
 
 from __future__ import annotations
@@ -23,7 +25,10 @@ from medvae3d.synthesis.filling import fill_region
 from medvae3d.synthesis.hosts import read_host
 
 CUBE = np.ones((3, 3, 3))
-ROWS = ("filled", "mean of visible", "mean of body", "mean of ring")
+ROWS = (
+    *("filled", "mean of visible", "mean of body", "mean of ring"),
+    *("steps, filled", "steps, as it was"),
+)
 
 
 def holes(image: np.ndarray, label: np.ndarray, body: np.ndarray) -> dict[str, np.ndarray]:
@@ -35,8 +40,17 @@ def holes(image: np.ndarray, label: np.ndarray, body: np.ndarray) -> dict[str, n
     return {"lesion": lesion, "ball": (far <= 25) & ~lesion}
 
 
+def steps(image: np.ndarray, hole: np.ndarray) -> float:
+    """Mean absolute difference of neighbours of which one lies in the hole."""
+    found = []
+    for axis in range(3):
+        across = np.diff(hole.astype(np.int8), axis=axis) != 0
+        found.append(np.abs(np.diff(image, axis=axis))[across])
+    return float(np.concatenate(found).mean())
+
+
 def main() -> None:
-    """Prints the root mean squared errors, mean over cases."""
+    """Prints root mean squared errors and steps across the border, means over cases."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bundle", type=Path, required=True, help="of the system cvae_fill")
     parser.add_argument("--datalist", type=Path, required=True)
@@ -64,6 +78,7 @@ def main() -> None:
                 guesses = (made.image[index][hole], x[~hole].mean(), x[~hole & body].mean(),
                            x[ring].mean())  # fmt: skip
                 errors = [float(np.sqrt(np.mean((guess - truth) ** 2))) for guess in guesses]
+                errors += [steps(made.image[index], hole), steps(x, hole)]
                 found.setdefault((kind, name), []).append(errors)
                 print(f"{case.name}, {kind}, {name}: " + " ".join(f"{e:.3g}" for e in errors))
     print("\n| hole | channel | cases | " + " | ".join(ROWS) + " |")

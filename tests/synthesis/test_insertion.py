@@ -495,6 +495,29 @@ def test_the_offset_is_what_a_ring_shows() -> None:
     assert not nothing.any()
 
 
+def test_a_membrane_carries_what_is_linear_around_a_region_into_it() -> None:
+    axes = np.indices((14, 12, 10)).astype(np.float32)
+    difference = np.stack([3 + 2 * axes[0] - axes[1] + 0.5 * axes[2], 0 * axes[0] + 7])
+    region = np.zeros(axes.shape[1:], bool)
+    region[4:9, 3:8, 2:7] = True
+    region[6, 5, 7] = True
+    shown = np.where(region, 100, difference)
+    found = blending.membrane_offset(shown, region, ~region)
+    np.testing.assert_allclose(found[:, region], difference[:, region], atol=2e-3)
+    assert not found[:, ~region].any()
+
+
+def test_a_membrane_has_no_slope_where_nothing_is_known() -> None:
+    region = np.zeros((10, 8, 8), bool)
+    region[:4] = True
+    region[8:, 2:4, 2:4] = True
+    known = np.zeros_like(region)
+    known[4] = True
+    found = blending.membrane_offset(np.full((1, *region.shape), 5, np.float32), region, known)
+    np.testing.assert_allclose(found[0, :4], 5, rtol=1e-4)
+    assert not found[0, 4:].any()
+
+
 def test_grain_is_noise_without_edges() -> None:
     rng = np.random.default_rng(0)
     noise = rng.normal(0, 2, (24, 24, 24)).astype(np.float32)
