@@ -132,15 +132,15 @@ def across(volume, first, last):
 
 @pytest.mark.slow
 def test_steps_across_the_border_are_less_than_twice_those_of_the_tissue(healthy):
-    """3.7 HU in the mean, 2.1 in the tissue, whose slopes are even: 35 % are above its steepest."""
+    """2.9 HU in the mean, 2.1 in the tissue, whose slopes are even: 23 % are above its steepest."""
     border, tissue = [], []
     for host, made in healthy:
         for axis in range(3):
             border.append(across(np.moveaxis(made.image[0], axis, 0), 4, 12))
             tissue.append(np.abs(np.diff(host.image[0], axis=axis)).ravel())
     border, tissue = np.concatenate(border), np.concatenate(tissue)
-    assert border.mean() < 2 * tissue.mean()
-    assert (border > tissue.max()).mean() < 0.45
+    assert border.mean() < 1.7 * tissue.mean()
+    assert (border > tissue.max()).mean() < 0.33
 
 
 @pytest.mark.slow
