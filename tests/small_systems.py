@@ -30,7 +30,7 @@ from medvae3d.training.vae_gan import (
 STEPS, START = 250, 100
 PACE = {"rate": cosine(STEPS, 20), "clip_norm": 5.0}
 TRAINING, UNSEEN = balls(64, 0), whole(balls(48, 1))
-SOFT = SoftIntrospection(beta_rec=8.0, beta_neg=8.0, alpha=None)
+SOFT = SoftIntrospection(beta_rec=5.0, beta_neg=8.0, alpha=None)
 HINGE = HingeIntrospection()
 OUTLIERS = {"rate": PACE["rate"], "clip_ratio": 3.0}  # as introspective systems are trained
 Logs = dict[str, list[float]]
