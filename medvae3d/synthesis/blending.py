@@ -132,9 +132,10 @@ def membrane_offset(difference: Floats, region: Mask, known: Mask) -> Floats:
     matrix = sparse.diags(diagonal) - sparse.coo_matrix(
         (np.ones(len(rows)), (rows, columns)), (count, count)
     )
+    matrix = matrix.tocsr()
     offset = np.zeros_like(difference)
     for channel, side in zip(offset, sides, strict=True):
-        channel[region] = cg(matrix.tocsr(), side, rtol=MEMBRANE_ERROR)[0]
+        channel[region] = cg(matrix, side, rtol=MEMBRANE_ERROR)[0]
     return offset
 
 
