@@ -1,8 +1,8 @@
 """What it costs a VQ-VAE of balls that what it decodes is encoded to the same codes again.
 
-    PYTHONPATH=.:tests:tests/models python tests/benchmarks/returned_codes.py --start 600
+    PYTHONPATH=.:tests python tests/benchmarks/returned_codes.py --start 600
 
-The training is that of ``tests/models/test_vqvae.py``; without ``--start`` the term counts from the
+The training is that of ``tests/small_codes.py``; without ``--start`` the term counts from the
 first step and dead codes are revived to the end.
 """
 
@@ -12,7 +12,7 @@ import argparse
 from typing import Any
 
 import torch
-from test_vqvae import Trained, balls
+from small_codes import Trained, balls
 
 from medvae3d.objectives.codes import returned
 from medvae3d.training.loading import CaseLoader
