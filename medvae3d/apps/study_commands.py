@@ -263,4 +263,4 @@ def zoo(
         say(table)
     notice(f"{done} of {wanted} cells done, in {duration(watch.seconds)}")
     if not as_json:
-        say(f"cells: {out / 'cells.csv'}; table: {out / 'table.md'}")
+        say(f"cells: {out / 'cells.csv'}; table: {out / 'table.md'}; picture beside them")

@@ -60,6 +60,7 @@ from medvae3d.studies.zoo import (
     summarise,
     texts_for,
 )
+from medvae3d.studies.zoo_chart import plot_comparison
 
 Say = Callable[[str], None]
 
@@ -138,6 +139,7 @@ def zoo_study(
         rows = summaries(folder, chosen, cells)
         table = markdown([*rows, floor(rows)] if rows else rows)
         write_bytes(folder / "table.md", table.encode() + b"\n")
+        plot_comparison(rows, folder / "comparison.png")
     done = sum(read_cell(folder, cell) is not None for cell in cells)
     return table, done, len(cells)
 

@@ -193,6 +193,7 @@ class Summary:
         mean: Mean of each measure over seeds; measures that it does not have are missing.
         spread: Standard deviation over seeds, where there are several.
         notes: What has to be said of it.
+        values: The measure of each seed that has it.
     """
 
     entry: Entry
@@ -200,6 +201,7 @@ class Summary:
     mean: Mapping[str, float] = field(default_factory=dict)
     spread: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    values: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
 def summarise(entry: Entry, results: Sequence[Mapping[str, Any]]) -> Summary:
@@ -207,15 +209,16 @@ def summarise(entry: Entry, results: Sequence[Mapping[str, Any]]) -> Summary:
     names = {name for each in results for name in each["means"]}
     mean: dict[str, float] = {}
     spread: dict[str, float] = {}
+    values: dict[str, Sequence[float]] = {}
     for name in names:
-        values = [each["means"].get(name) for each in results]
-        known = [v for v in values if v is not None and math.isfinite(v)]
+        found = [each["means"].get(name) for each in results]
+        known = [v for v in found if v is not None and math.isfinite(v)]
         if known:
-            mean[name] = float(np.mean(known))
+            values[name], mean[name] = known, float(np.mean(known))
             if len(known) > 1:
                 spread[name] = float(np.std(known, ddof=1))
     notes = tuple(dict.fromkeys(note for each in results for note in each.get("notes", ())))
-    return Summary(entry, len(results), mean, spread, notes)
+    return Summary(entry, len(results), mean, spread, notes, values)
 
 
 def measures() -> list[str]:

@@ -34,6 +34,7 @@ def test_systems_are_trained_judged_and_kept(cli, phantom_list, tmp_path):
     assert float(rows["vae"]["cpu_seconds_a_step"]) > 0
     assert float(rows["vae"]["log_likelihood"]) < 10
     assert float(rows["principal components"]["nmse"]) < float(rows["vae"]["nmse"])
+    assert (out / "comparison.png").is_file()
     kept = {path: path.stat().st_mtime_ns for path in (out / "cells").iterdir()}
     again = cli(*words, "--systems", "vae;principal components;dcgan", *SMALL)
     assert again.code == 0, again.error
