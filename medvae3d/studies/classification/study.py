@@ -279,6 +279,7 @@ def _results(design: Design, cells: Sequence[Cell], settings: Mapping[str, Any])
         "shown": shown.to_dict(),
         "judged": {"y": y, "subjects": subjects},
         "seconds_per_100_synthetic": _cost(arms),
+        "peak_memory_mb_of_generators": _memory(arms),
     }
     write_study(folder, content, rows)
     table = markdown_table(rows, "auc", REFERENCE)
@@ -295,6 +296,14 @@ def _cost(arms: Sequence[Arm]) -> float | None:
     ]
     images = sum(count for _, count in pairs)
     return round(100 * sum(seconds for seconds, _ in pairs) / images, 1) if images else None
+
+
+def _memory(arms: Sequence[Arm]) -> float | None:
+    """Largest resident memory of a process that fitted generators and drew from them, in MiB."""
+    return max(
+        (cell["peak_memory_mb"] for arm in arms for cell in arm.cells if "peak_memory_mb" in cell),
+        default=None,
+    )
 
 
 def _notes(design: Design, simplest: Measure, arms: Sequence[str]) -> tuple[str, ...]:

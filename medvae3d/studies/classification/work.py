@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from medvae3d.data.volumes import write_bytes
 from medvae3d.evaluation.privacy import copy_check
+from medvae3d.evaluation.throughput import peak_memory_mb
 from medvae3d.seeding import derive_generator, derive_seed
 from medvae3d.studies.cells import Cell
 from medvae3d.studies.classification.adaptive import counts_of, held_out_recalls
@@ -203,6 +204,7 @@ class Work:
             made = generators.sample(count, seed)
             facts = {
                 "generator_seconds": round(generators.seconds, 2),
+                "peak_memory_mb": round(peak_memory_mb(), 1),
                 "copies": copying(made, real, self.unseen),
                 "quality": quality_of(generators, made, real, self.unseen, seed),
             }

@@ -95,6 +95,7 @@ def test_endovae_shows_three_arms_with_balanced_counts_and_a_copy_rate(task, tmp
     assert set(cell_of(tmp_path / "s", "n4_r1_only_s0")["copies"]) == {"samples", "unseen"}
     assert len(study["shown"]["tables"]["AUC by seed"]["only (n = 4, ratio 1)"]) == 2
     assert study["seconds_per_100_synthetic"] > 0
+    assert 100 < study["peak_memory_mb_of_generators"] < 20_000
     for name in ("cells.csv", "table.md", "roc.png"):
         assert (tmp_path / "s" / name).is_file()
 
