@@ -17,6 +17,7 @@ from medvae3d.data.preparation import case_transforms
 from medvae3d.data.volumes import Volume
 from medvae3d.errors import DataListError
 from medvae3d.evaluation.cases import Cases, joined, lesion_cases, mask_cases, whole_cases
+from medvae3d.evaluation.reconstruction import Words
 from medvae3d.models.two_stage import TwoStageModel
 from medvae3d.synthesis.records import read_records, rejections
 
@@ -213,3 +214,15 @@ class CaseSource:
             options["hosts"] = [each[:channels] for each in files]
             options["host_labels"] = [item["label"] for item in hosts]
         return options, -(-lesions // per_host)
+
+
+def words_of(bundle: Bundle, seed: int) -> Words:
+    """Names and sizes that scores are taken with."""
+    recipe = bundle.recipe
+    return Words(
+        tuple(channel.name for channel in recipe.channels),
+        tuple(name for name, value in recipe.labels.items() if value),
+        recipe.spacing,
+        bundle.statistics,
+        seed,
+    )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from medvae3d.apps.bundle import Bundle
 from medvae3d.apps.bundle_files import read_json
-from medvae3d.apps.figure_cases import CaseSource, Say
+from medvae3d.apps.figure_cases import CaseSource, Say, words_of
 from medvae3d.data.augmentation import Augmentation
 from medvae3d.errors import MedvaeError
 from medvae3d.evaluation.agreement import (
@@ -28,7 +28,7 @@ from medvae3d.evaluation.control import control_before_level, volume_control
 from medvae3d.evaluation.curves import plot_control
 from medvae3d.evaluation.evidence import bounds, evidence, log_weights
 from medvae3d.evaluation.privacy import copy_check
-from medvae3d.evaluation.reconstruction import Words, reconstruction, shape_stage, texture_stage
+from medvae3d.evaluation.reconstruction import reconstruction, shape_stage, texture_stage
 from medvae3d.models.latent import LatentModel
 from medvae3d.models.two_stage import TwoStageModel
 from medvae3d.seeding import derive_generator
@@ -81,13 +81,7 @@ class Sections:
         self.twins: dict[str, LatentModel] = {}
         self.is_two_stage = isinstance(self.network, TwoStageModel)
         self.cases = CaseSource(bundle, datalist, split, folder, seed, effort.samples, say)
-        self.words = Words(
-            tuple(channel.name for channel in self.recipe.channels),
-            tuple(name for name, value in self.recipe.labels.items() if value),
-            self.recipe.spacing,
-            bundle.statistics,
-            seed,
-        )
+        self.words = words_of(bundle, seed)
 
     def guarded(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """A section, or why there is none; the others are not held up by it."""

@@ -18,7 +18,7 @@ import torch
 from medvae3d import __version__
 from medvae3d.apps.bundle import Bundle, find_bundle, load_bundle
 from medvae3d.apps.data_for_training import require_clean
-from medvae3d.apps.figure_cases import CaseSource
+from medvae3d.apps.figure_cases import CaseSource, words_of
 from medvae3d.apps.systems import system_settings
 from medvae3d.apps.trust import require_trusted
 from medvae3d.apps.zoo_training import is_trained, read_timing, train_apart
@@ -321,15 +321,3 @@ class ZooWork:
         make = pca.mean_case if entry.name == MEAN else pca.reconstruct
         words = Words(("image",), tuple(str(value) for value in values[1:]))
         return {"means": self.scores(*make(self.unseen), words), "notes": [], "settings": []}
-
-
-def words_of(bundle: Bundle, seed: int) -> Words:
-    """Names and sizes that scores are taken with."""
-    recipe = bundle.recipe
-    return Words(
-        tuple(channel.name for channel in recipe.channels),
-        tuple(name for name, value in recipe.labels.items() if value),
-        recipe.spacing,
-        bundle.statistics,
-        seed,
-    )
