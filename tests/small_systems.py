@@ -32,7 +32,8 @@ PACE = {"rate": cosine(STEPS, 20), "clip_norm": 5.0}
 TRAINING, UNSEEN = balls(64, 0), whole(balls(48, 1))
 SOFT = SoftIntrospection(beta_rec=5.0, beta_neg=8.0, alpha=None)
 HINGE = HingeIntrospection()
-OUTLIERS = {"rate": PACE["rate"], "clip_ratio": 3.0}  # as introspective systems are trained
+# Where gradients of introspective systems are cut, as `medvae3d train` does.
+CLIP_RATIOS = {"SoftIntrospection": 3.0, "HingeIntrospection": 1.5}
 Logs = dict[str, list[float]]
 
 
@@ -85,7 +86,13 @@ def trained_introspective(objective: Any, seed: int = 0) -> tuple[Any, Logs]:
     sides = {"encoder": network.encoder, "decoder": decoder_side(network)}
     players = [
         IntrospectivePlayer(
-            network, objective, adamw(side, 2 * RATE), role=role, introspect_start=START, **OUTLIERS
+            network,
+            objective,
+            adamw(side, 2 * RATE),
+            role=role,
+            introspect_start=START,
+            rate=PACE["rate"],
+            clip_ratio=CLIP_RATIOS[type(objective).__name__],
         )
         for role, side in sides.items()
     ]

@@ -142,7 +142,7 @@ def test_draws_of_introspection_differ_by_about_half_of_what_real_cases_differ_b
 ):
     """Half of it is grain, which no decoder makes; draws of the VAE fall short of a third.
 
-    Found: 6.2 and 5.5 of 12.3.
+    Found: 6.6 and 5.5 of 12.3.
     """
     network, _ = request.getfixturevalue(name)
     least = {"hinge": 0.48, "soft": 0.42}[name]
