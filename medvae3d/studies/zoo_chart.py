@@ -50,7 +50,7 @@ def plot_comparison(summaries: Sequence[Summary], png: str | Path) -> bool:
     FigureCanvasAgg(figure)
     least = floor(rows).mean
     for number, column in enumerate(columns):
-        place = figure.add_subplot(1, len(columns), number + 1)
+        place: Any = figure.add_subplot(1, len(columns), number + 1)
         _draw(place, column, rows, heights)
         if column.name in least:
             place.axvline(least[column.name], color=GREY, lw=0.8, ls="--")
