@@ -51,9 +51,9 @@ def plot_comparison(summaries: Sequence[Summary], png: str | Path) -> bool:
     least = floor(rows).mean
     for number, column in enumerate(columns):
         place: Any = figure.add_subplot(1, len(columns), number + 1)
-        _draw(place, column, rows, heights)
         if column.name in least:
             place.axvline(least[column.name], color=GREY, lw=0.8, ls="--")
+        _draw(place, column, rows, heights)
         place.set_ylim(max(heights) + 0.7, -0.7)
         place.set_yticks(heights, [each.entry.name if number == 0 else "" for each in rows], **FONT)
         place.tick_params(axis="y", length=0)
