@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from medvae3d.apps.bundle import Bundle
 from medvae3d.apps.bundle_files import read_json
-from medvae3d.apps.figure_cases import CaseSource, Say, words_of
+from medvae3d.apps.figure_cases import CaseSource, words_of
 from medvae3d.data.augmentation import Augmentation
 from medvae3d.errors import MedvaeError
 from medvae3d.evaluation.agreement import (
@@ -64,24 +63,20 @@ class Effort:
 
 
 class Sections:
-    """One report: what its sections share is made when it is first needed."""
+    """One report: what its sections share is made when it is first needed.
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        datalist: Path,
-        split: str,
-        folder: Path,
-        seed: int,
-        effort: Effort,
-        say: Say,
-    ) -> None:
-        self.bundle, self.recipe, self.network = bundle, bundle.recipe, bundle.network
-        self.folder, self.seed, self.effort, self.say = folder, seed, effort, say
+    Args:
+        cases: Training cases, unseen cases and samples of a bundle.
+        effort: How much is drawn and trained.
+    """
+
+    def __init__(self, cases: CaseSource, effort: Effort) -> None:
+        self.cases, self.effort = cases, effort
+        self.bundle, self.recipe, self.network = cases.bundle, cases.recipe, cases.bundle.network
+        self.folder, self.seed, self.say = cases.folder, cases.seed, cases.say
         self.twins: dict[str, LatentModel] = {}
         self.is_two_stage = isinstance(self.network, TwoStageModel)
-        self.cases = CaseSource(bundle, datalist, split, folder, seed, effort.samples, say)
-        self.words = words_of(bundle, seed)
+        self.words = words_of(self.bundle, self.seed)
 
     def guarded(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """A section, or why there is none; the others are not held up by it."""

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from medvae3d import __version__
 from medvae3d.apps.bundle import load_bundle
-from medvae3d.apps.figure_cases import Say
+from medvae3d.apps.figure_cases import CaseSource, Say
 from medvae3d.apps.figure_sections import Effort, Sections
 from medvae3d.apps.figure_speed import throughput
 from medvae3d.apps.figure_twins import load_twins
@@ -79,7 +79,10 @@ def report(
     bundle = load_bundle(bundle_root, weights=weights)
     effort = QUICK if quick else Effort()
     with _folder(out) as folder:
-        run = Sections(bundle, Path(datalist), split, folder, seed, effort, progress or _silent)
+        cases = CaseSource(
+            bundle, Path(datalist), split, folder, seed, effort.samples, progress or _silent
+        )
+        run = Sections(cases, effort)
         run.twins = load_twins(bundle, twin)
         found: dict[str, Any] = {
             "bundle": f"{bundle.name} {bundle.version}",
@@ -98,8 +101,8 @@ def report(
                 section = run.guarded(name, getattr(run, name))
             if section:
                 found[name] = section
-        if run.cases.generation:
-            found["generation"] = run.cases.generation
+        if cases.generation:
+            found["generation"] = cases.generation
         joint = bundle.recipe.synthesis.kind == "joint"
         found["targets"] = judge.targets(found, is_fast=joint)
         result = judge.plain(found)
