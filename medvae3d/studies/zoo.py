@@ -281,6 +281,8 @@ def _best(column: Column, summaries: Sequence[Summary]) -> str | None:
     sign = 1 if column.best == "high" else -1
     rows.sort(key=lambda each: -sign * each.mean[column.name])
     first, second = rows[:2]
+    if column.name not in first.spread:  # not every seed has every measure
+        return None
     margin = max(first.spread.get(column.name, 0), second.spread.get(column.name, 0))
     is_clear = sign * (first.mean[column.name] - second.mean[column.name]) > margin
     return first.entry.name if is_clear else None

@@ -60,6 +60,8 @@ def test_the_best_is_bold_only_if_it_is_clear_of_the_others():
         summarise(Entry("b", "b"), [result(dice=0.81), result(dice=0.81)]),
     ]
     assert "**" not in markdown(close, [column])
+    partly = [clear[0], summarise(Entry("b", "b"), [result(dice=0.8), result()])]
+    assert "| 0.80 |" in markdown(partly, [column])
 
 
 def test_a_row_without_a_model_is_never_the_best_and_empty_columns_are_left_out():
