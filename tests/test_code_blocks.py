@@ -41,6 +41,7 @@ NOT_RUN: Mapping[tuple[str, str], str] = {
     ("docs/concepts/discrete.md", "returned_codes.py"): MINUTES,
     ("docs/concepts/discrete.md", "given_masks.py"): TRAINED,
     ("docs/concepts/models.md", "unseen_discriminator.py"): TRAINED,
+    ("docs/reference/comparison.md", "perceptual_pairs.py"): TRAINED,
     ("docs/how-to/explore.md", "prior_network.py"): MINUTES,
     ("docs/reference/figures.md", "throughput.py"): PROCESSES,
     ("docs/reference/performance.md", "growth.py"): PROCESSES,
@@ -67,7 +68,7 @@ READ_BY_PARSER = [
 
 def test_few_blocks_are_not_run():
     """Nobody adds one in silence: this number has to be changed with it."""
-    assert len(NOT_RUN) == 19
+    assert len(NOT_RUN) == 20
     for key in NOT_RUN:
         assert len([block for block in ALL if named(block, key)]) == 1, key
     assert len(RUN) + len(NOT_RUN) + sum(block.is_usage for block in ALL) == len(ALL)
