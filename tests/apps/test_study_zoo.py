@@ -79,10 +79,12 @@ def test_masks_of_training_cases_and_balls_are_filled_by_one_trained_pair(
 
 
 TRAIN = """
+import signal
 import sys
 from pathlib import Path
 from medvae3d.apps.zoo_training import train_apart
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run with `&`
 datalist, root, *changes = sys.argv[1:]
 train_apart("vae", "vae", Path(datalist), Path(root), like=None, seed=0, changes=changes)
 """
