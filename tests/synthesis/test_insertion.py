@@ -34,11 +34,6 @@ from medvae3d.synthesis.shapes import Shapes
 NEIGHBOURS = np.ones((3, 3, 3), bool)
 
 
-@pytest.fixture(scope="module")
-def phantom() -> HostScan:
-    return phantom_host(recipe(), 0, 0)
-
-
 def saved(
     folder: Path,
     axcodes: str = "RAS",

@@ -18,11 +18,6 @@ from medvae3d.synthesis.insertion import insert_lesions
 from medvae3d.synthesis.recipe import Recipe
 
 
-@pytest.fixture(scope="module")
-def phantom() -> HostScan:
-    return phantom_host(recipe(), 0, 0)
-
-
 def test_boxes_are_painted_as_the_whole_would_be() -> None:
     """A volume that is no multiple of the stride, with lesions at its border and in it."""
     model = network().texture
